@@ -1,0 +1,76 @@
+# make serve   set everything up and answer on 127.0.0.1:8000 (HTTP), 8001 (gRPC), 8002 (metrics)
+# make test    set everything up and run the tests
+# make check   lint, format, types, import contracts, generated code
+# make bench   list the benchmarks; make bench NAME=fraud runs one
+# make lock    resolve requirements/*.in into the pinned locks
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG ?= serve_config.yaml
+PYTEST_ARGS ?=
+
+stamp = $(VENV)/.$(1)-$(shell sha256sum requirements/$(1).txt | cut -c1-16)
+SERVE_STAMP := $(call stamp,serve)
+DEV_STAMP := $(call stamp,dev)
+
+# Ray: workers at the shell's priority, no usage report.
+RAY_ENV := RAY_worker_niceness=0 RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+
+.PHONY: serve test check bench lock protos load-generator system-packages clean
+.DEFAULT_GOAL := serve
+
+serve: $(SERVE_STAMP)
+	@echo "==> starting (the first start compiles the models' trees: about a minute)"
+	@exec env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/serve run $(CONFIG)
+
+test: $(DEV_STAMP) system-packages load-generator
+	@echo "==> tests"
+	@env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(DEV_STAMP)
+	@echo "==> ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> import contracts"
+	@$(BIN)/lint-imports --no-cache
+	@echo "==> generated code"
+	@$(BIN)/python protos/generate.py --check
+
+bench: $(DEV_STAMP) system-packages load-generator
+	@env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks $(NAME)
+
+$(SERVE_STAMP): requirements/serve.txt | $(BIN)/python
+	@echo "==> installing the server's packages (once; one to two minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/serve.txt
+	@rm -f $(VENV)/.serve-*; touch $@
+
+$(DEV_STAMP): requirements/dev.txt | $(BIN)/python
+	@echo "==> installing the packages of tests and benchmarks (once; about two minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
+	@rm -f $(VENV)/.dev-*; touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python is {v[0]}.{v[1]}; allowed 3.11 and 3.12: make PYTHON=python3.12")'
+	@echo "==> making the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+load-generator:
+	@$(MAKE) --no-print-directory -C benchmarks/load
+
+# What tests and benchmarks use beside Python. The server itself needs none of it.
+system-packages:
+	@sh requirements/debian.sh
+
+protos: $(DEV_STAMP)
+	@$(BIN)/python protos/generate.py
+
+lock: | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate requirements/serve.in -o requirements/serve.txt
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate -c requirements/serve.txt requirements/dev.in -o requirements/dev.txt
+
+clean:
+	@rm -rf .build .mypy_cache .ruff_cache .hypothesis

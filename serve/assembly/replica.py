@@ -1,0 +1,191 @@
+"""One ingress replica: sockets, metrics, models, pipelines, listeners; made, started, tuned, drained. No Ray in here.
+
+Made by `serve.deployments.Ingress`, or by a test in its own process.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from serve.assembly.endpoints import Service
+from serve.assembly.fraud import FraudPipeline, fraud_pipeline
+from serve.assembly.models import model_services
+from serve.assembly.view import OIP_SERVICE, View, direct_methods
+from serve.backends.loaders import model_loaders
+from serve.batching.arrival import Listener, Route
+from serve.errors import HeadroomError, NotReady
+from serve.ingress.admission import Admission
+from serve.ingress.grpc import GrpcListener, RouteOf
+from serve.ingress.http import HttpListener
+from serve.ingress.http_app import main_app, metrics_app
+from serve.ingress.ledger import Ledger
+from serve.ingress.sockets import Endpoint, SocketLease, acquire
+from serve.ingress.wire.fraud_grpc import SERVICE as FRAUD_SERVICE
+from serve.ingress.wire.infer_codecs import MODEL_INFER, model_of, unknown_model
+from serve.observability.logs import AccessLog
+from serve.observability.metrics import Metrics
+from serve.repository.repository import Repository
+from serve.settings import Settings, Tunables, access_log_path, cache_dir, repository_dir, run_dir
+from serve.version import VERSION
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+
+_SWITCH_INTERVAL_S = 0.001
+"""How long a Python thread may keep another waiting: chosen by benchmarks/fraud.py between 0.1 and 5 ms."""
+
+
+class Replica:
+    """Everything one process serves. `start` returns when it answers; `close` when nothing is in flight any more."""
+
+    def __init__(self, settings: Settings, owner_pid: int, progress: Progress) -> None:
+        self._settings = settings
+        self._owner_pid = owner_pid
+        self._progress = progress
+        self._services: dict[str, Service] = {}
+        self._problems: dict[str, str] = {}
+        self._listeners: list[Listener] = []
+        self._fraud: FraudPipeline | None = None
+        self._is_serving = False
+        self._lease: SocketLease
+        self._metrics: Metrics
+        self._access_log: AccessLog
+
+    def start(self, tunables: Tunables) -> None:
+        """Takes the sockets, loads, warms up, listens. Raises what makes it impossible, in words for a person."""
+        settings = self._settings
+        folder = run_dir(settings)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lease = acquire(_endpoints(settings), run_dir=folder, owner_pid=self._owner_pid)
+        self._metrics = Metrics.open(folder, version=VERSION)
+        self._access_log = AccessLog(access_log_path(settings), max_lines_per_s=tunables.max_access_lines_per_s)
+        self._access_log.start()
+        repository = Repository(repository_dir(settings), model_loaders(cache_dir(settings)))
+        repository.load_all(self._progress)
+        self._assemble(repository)
+        self.reconfigure(tunables)
+        self._warm_up()
+        for service in self._services.values():
+            service.runner.start()
+        self._listen(repository)
+        self._is_serving = True
+        _settle_down()
+        self._progress(f"answering on {settings.listen.host}, ports {settings.listen.http_port} (HTTP), "
+                       f"{settings.listen.grpc_port} (gRPC), {settings.listen.metrics_port} (metrics)")  # fmt: skip
+
+    def reconfigure(self, tunables: Tunables) -> None:
+        """Applies tunables while serving."""
+        logging.getLogger("serve").setLevel(tunables.log_level)
+        self._access_log.set_rate(tunables.max_access_lines_per_s)
+        if self._fraud is not None:
+            self._fraud.tune(tunables.fraud)
+
+    def check(self) -> None:
+        """Raises NotReady when only a new process can help; called about once a second."""
+        if not self._lease.is_held:
+            raise NotReady("the holder of the listening sockets has ended")
+        if self._fraud is not None:
+            self._fraud.check()
+
+    def close(self) -> None:
+        """Stops accepting, answers what was accepted, at most for `limits.drain_s`, and frees everything."""
+        self._is_serving = False
+        deadline_ns = time.monotonic_ns() + int(self._settings.limits.drain_s * 1e9)
+        for listener in self._listeners:
+            listener.drain(deadline_ns)
+        for service in self._services.values():
+            service.runner.stop(timeout_s=1.0)
+        if self._fraud is not None:
+            self._fraud.close()
+        self._access_log.close()
+        self._metrics.close()
+        self._lease.close()
+
+    def _assemble(self, repository: Repository) -> None:
+        for service in model_services(self._settings, repository, self._metrics):
+            self._services[service.name] = service
+        if "fraud" in self._settings.pipelines:
+            try:
+                self._fraud = fraud_pipeline(self._settings, repository, self._metrics)
+                self._services["fraud"] = self._fraud.service
+            except HeadroomError as error:
+                log.error("pipeline fraud cannot serve: %s", error.message)
+                self._problems["fraud"] = error.message
+
+    def _warm_up(self) -> None:
+        """So that the first request is not the one that compiles."""
+        for service in self._services.values():
+            service.warm_up()
+
+    def _listen(self, repository: Repository) -> None:
+        settings, services = self._settings, self._services
+        view = View(services, repository, self._metrics, self._problems, lambda: self._is_serving)
+        sockets = self._lease.sockets
+        for name, app, routes in (
+            ("http", main_app(view), {key: route for s in services.values() for key, route in s.http.items()}),
+            ("metrics", metrics_app(view), {}),
+        ):
+            ledger = Ledger(name, self._metrics, self._access_log)
+            admission = Admission(settings.listen.host)
+            http = HttpListener(name, [sockets[name]], routes, app, settings.limits, admission, ledger)
+            self._listeners.append(http)
+        self._listeners.append(self._grpc_listener(view))
+        for listener in self._listeners:
+            listener.start()
+
+    def _grpc_listener(self, view: View) -> GrpcListener:
+        settings, services = self._settings, self._services.values()
+        infer = {key: route for service in services for key, route in service.infer.items()}
+        unary: dict[str, RouteOf] = {MODEL_INFER: _infer_route(infer)}
+        for service in services:
+            unary.update({path: _always(route) for path, route in service.grpc.items()})
+        streams = {path: route for service in services for path, route in service.grpc_streams.items()}
+        names = [OIP_SERVICE, *([FRAUD_SERVICE] if self._fraud is not None else [])]
+        return GrpcListener(
+            f"{settings.listen.host}:{settings.listen.grpc_port}", unary, streams, direct_methods(view), names,
+            settings.limits, Ledger("grpc", self._metrics, self._access_log),
+        )  # fmt: skip
+
+
+def _endpoints(settings: Settings) -> list[Endpoint]:
+    listen = settings.listen
+    return [
+        Endpoint("http", listen.host, listen.http_port),
+        Endpoint("grpc", listen.host, listen.grpc_port, is_listening=False),
+        Endpoint("metrics", listen.host, listen.metrics_port),
+    ]
+
+
+def _always(route: Route) -> RouteOf:
+    return lambda _: route
+
+
+def _infer_route(routes: Mapping[tuple[str, str], Route]) -> RouteOf:
+    def route_of(payload: bytes) -> Route:
+        key = model_of(payload)
+        route = routes.get(key)
+        if route is None:
+            raise unknown_model(*key)
+        return route
+
+    return route_of
+
+
+def _settle_down() -> None:
+    """What a process that lives for days wants and a script does not."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    if niceness > 0:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+        except PermissionError:
+            log.warning("running at niceness %d: set RAY_worker_niceness=0 where Ray is started", niceness)

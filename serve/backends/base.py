@@ -1,0 +1,55 @@
+"""What a model is to a pipeline, wherever it runs.
+
+A backend turns the files of one model version into a `Model`. Flows and the protocol's `infer` see only this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Tensor = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, OIP datatype (`FP32`, `BYTES`, …) and shape without the batch dimension; -1 is any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    is_optional: bool = False
+    """Of an input: a request may leave it out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a model's metadata and configuration say."""
+
+    name: str
+    version: str
+    platform: str
+    backend: str
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """A loaded model version. `infer` is thread-safe only where a backend says so; it never mutates its inputs."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def infer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Runs one batch: every tensor's first dimension is the batch (when `max_batch_size` > 0)."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the model holds; `infer` must not be called afterwards."""
+        ...

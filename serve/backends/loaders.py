@@ -1,0 +1,21 @@
+"""Which backend loads which model: Triton's backend names to this server's engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from serve.backends.base import Model
+from serve.backends.trees import load_trees
+from serve.repository.cache import ArtefactCache
+from serve.repository.loading import Loader
+
+MAX_CACHE_BYTES = 8 << 30
+
+
+def model_loaders(cache_dir: Path) -> Mapping[str, Loader]:
+    """The loaders by `backend` of config.pbtxt; what they derive from model files is kept under `cache_dir`."""
+    cache = ArtefactCache(cache_dir / "models", MAX_CACHE_BYTES)
+    trees: Callable[..., Model] = partial(load_trees, cache=cache)
+    return {"fil": trees}

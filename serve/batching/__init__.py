@@ -1,0 +1,1 @@
+"""From single requests to micro-batches and back, one outcome per item."""

@@ -1,0 +1,196 @@
+"""The runner: one thread per pipeline that turns what waits into batches, runs the flow, and sends the answers back.
+
+Hot: what is here is paid per batch (and a few list operations per request); see benchmarks/fraud.py for the shares.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serve.batching.arrival import Answer, Arrival, Decoded, Listener
+from serve.batching.collector import Collector
+from serve.batching.forming import form
+from serve.batching.outcome import Outcome
+from serve.budgets.ladder import Ladder
+from serve.budgets.timings import Timings
+from serve.errors import HeadroomError, Internal, Overloaded
+from serve.observability.metrics import PipelineMetrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a flow is given beside the items: the rung they run on, who asks, and where to write the times."""
+
+    rung: int
+    rung_name: str
+    deadline_ns: int
+    """The tightest among the members."""
+    timings: Timings
+
+
+class Flow(Protocol):
+    """A pipeline's stages over a whole batch. One thread at a time, unless more batches may be in flight."""
+
+    def run(self, items: Sequence[Any], batch: Batch) -> Sequence[Outcome[Any]]:
+        """One outcome per item, in order. May raise: the runner then finds the item that is to blame."""
+        ...
+
+
+class Runner:
+    """Owns one thread per batch in flight; `start` begins, `stop` ends after what was accepted has been answered."""
+
+    def __init__(
+        self,
+        collector: Collector,
+        flow: Flow,
+        ladder: Ladder,
+        metrics: PipelineMetrics,
+        *,
+        max_batch_items: int,
+        max_batches_in_flight: int = 1,
+    ) -> None:
+        self.collector = collector
+        self.max_batch_items = max_batch_items
+        self._flow = flow
+        self._ladder = ladder
+        self._metrics = metrics
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"runner-{collector.name}-{i}", daemon=True)
+            for i in range(max_batches_in_flight)
+        ]
+
+    def start(self) -> None:
+        """Begins to take."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Closes the collector and waits until everything in it has been answered, at most `timeout_s`."""
+        self.collector.close()
+        give_up_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, give_up_s - time.monotonic()))
+
+    def _loop(self) -> None:
+        backlog: list[Arrival] = []
+        while True:
+            arrived = self.collector.take_now() if backlog else self.collector.take()
+            if arrived is None:
+                return
+            try:
+                backlog = self.step(backlog + arrived)
+            except Exception:
+                log.exception("runner of %s failed outside the flow; its batch is not answered", self.collector.name)
+                self.collector.done(sum(a.items for a in backlog + arrived))
+                backlog = []
+
+    def step(self, waiting: list[Arrival]) -> list[Arrival]:
+        """Forms, runs and answers one batch out of `waiting`; returns those that still wait."""
+        now_ns = time.monotonic_ns()
+        formed = form(waiting, now_ns, self._ladder, self.max_batch_items)
+        gone = sum(a.items for a in formed.dropped)
+        if formed.refused:
+            gone += sum(a.items for a in formed.refused)
+            _reply([self._refusal(a, now_ns) for a in formed.refused])
+        if formed.run:
+            num_items = formed.num_items
+            took_ns = self._run(formed.run, formed.rung, now_ns)
+            self._ladder.observe(formed.rung, num_items, took_ns)
+            self._metrics.observe_batch(num_items)
+            gone += num_items
+        largest = self.max_batch_items
+        self.collector.done(gone, self._ladder.predict_ns(0, largest) / largest)
+        self._metrics.set_queue(self.collector.num_items)
+        return formed.later
+
+    def _refusal(self, arrival: Arrival, now_ns: int) -> Answer:
+        left_ms = arrival.context.deadline.remaining_ms(now_ns)
+        error = Overloaded(
+            f"{left_ms:.1f} ms are left and no rung of pipeline {self.collector.name} is predicted to fit; retry later",
+            reason="budget",
+        )
+        return Answer(arrival, None, error, {}, now_ns - arrival.context.arrived_ns)
+
+    def _run(self, arrivals: list[Arrival], rung: int, now_ns: int) -> int:
+        timings = Timings()
+        timings.start()
+        answers: list[Answer] = []
+        items: list[Any] = []
+        slots: list[tuple[Arrival, Decoded]] = []
+        for arrival in arrivals:
+            try:
+                decoded = arrival.route.codec.decode(arrival.payload)
+            except HeadroomError as error:
+                answers.append(Answer(arrival, None, error, {}, now_ns - arrival.context.arrived_ns))
+                continue
+            except Exception:
+                log.exception("decoding failed", extra={"request_id": arrival.context.request_id})
+                answers.append(Answer(arrival, None, Internal(), {}, now_ns - arrival.context.arrived_ns))
+                continue
+            slots.append((arrival, decoded))
+            items.extend(item for item in decoded.items if not isinstance(item, HeadroomError))
+        timings.end("decode")
+        deadline_ns = min(a.context.deadline.at_ns for a in arrivals)
+        batch = Batch(rung, self._ladder.name(rung), deadline_ns, timings)
+        results = iter(run_isolated(self._flow, items, batch) if items else ())
+        timings.start()
+        for arrival, decoded in slots:
+            outcomes = [item if isinstance(item, HeadroomError) else next(results) for item in decoded.items]
+            answers.append(_encode(arrival, decoded.request, outcomes, timings.stages_ns, now_ns))
+        timings.end("encode")
+        _reply(answers)
+        for stage, duration_ns in timings.stages_ns.items():
+            self._metrics.observe_stage(stage, duration_ns, len(items))
+        return timings.total_ns
+
+
+def run_isolated(flow: Flow, items: Sequence[Any], batch: Batch) -> Sequence[Outcome[Any]]:
+    """Runs the flow; when it raises, halves the batch until the item that is to blame is alone with its error."""
+    try:
+        return flow.run(items, batch)
+    except HeadroomError as error:
+        if len(items) == 1:
+            return [error]
+    except Exception:
+        log.exception("the flow failed on a batch of %d", len(items))
+        if len(items) == 1:
+            return [Internal()]
+    half = len(items) // 2
+    return [*run_isolated(flow, items[:half], batch), *run_isolated(flow, items[half:], batch)]
+
+
+def _encode(
+    arrival: Arrival, request: Any, outcomes: Sequence[Outcome[Any]], stages_ns: dict[str, int], now_ns: int
+) -> Answer:
+    queue_ns = now_ns - arrival.context.arrived_ns
+    degraded = _degraded(outcomes)
+    try:
+        encoded = arrival.route.codec.encode(request, outcomes)
+    except HeadroomError as error:
+        return Answer(arrival, None, error, stages_ns, queue_ns)
+    except Exception:
+        log.exception("encoding failed", extra={"request_id": arrival.context.request_id})
+        return Answer(arrival, None, Internal(), stages_ns, queue_ns)
+    return Answer(arrival, encoded, None, stages_ns, queue_ns, degraded)
+
+
+def _degraded(outcomes: Sequence[Outcome[Any]]) -> tuple[str, ...]:
+    """What any of the outcomes says was left out; results without such a field leave nothing out."""
+    names = {name for outcome in outcomes for name in getattr(outcome, "degraded", ())}
+    return tuple(sorted(names)) if names else ()
+
+
+def _reply(answers: Sequence[Answer]) -> None:
+    by_listener: dict[int, tuple[Listener, list[Answer]]] = {}
+    for answer in answers:
+        listener = answer.arrival.listener
+        by_listener.setdefault(id(listener), (listener, []))[1].append(answer)
+    for listener, group in by_listener.values():
+        listener.reply(group)

@@ -1,0 +1,1 @@
+"""Deadlines, estimates, ladders and timings: what a latency budget is made of."""

@@ -1,0 +1,67 @@
+"""`Deadline`: the moment an answer stops being useful. A value made once at the edge and passed on as an argument.
+
+The tightest of four sources wins: the gRPC deadline, the `X-Request-Timeout-Ms` header, OIP's `timeout` parameter
+(microseconds) and the pipeline's budget. Over a process hop it travels as the time that remains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+from serve.errors import InvalidInput
+
+NS_PER_MS = 1_000_000
+MAX_TIMEOUT_MS = 3_600_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A point on the monotonic clock, in nanoseconds."""
+
+    at_ns: int
+
+    def remaining_ns(self, now_ns: int) -> int:
+        """Time left; negative when it has passed."""
+        return self.at_ns - now_ns
+
+    def remaining_ms(self, now_ns: int) -> float:
+        """Time left in milliseconds; what crosses a process hop."""
+        return (self.at_ns - now_ns) / NS_PER_MS
+
+    def is_past(self, now_ns: int) -> bool:
+        """Whether the answer is no longer useful."""
+        return now_ns >= self.at_ns
+
+
+def tightest(
+    now_ns: int,
+    budget_ms: float,
+    *,
+    header_ms: float | None = None,
+    grpc_remaining_s: float | None = None,
+    oip_timeout_us: int | None = None,
+) -> Deadline:
+    """The deadline of a request that arrived at `now_ns`, from the sources that gave one."""
+    limit_ns = int(budget_ms * NS_PER_MS)
+    if header_ms is not None:
+        limit_ns = min(limit_ns, int(header_ms * NS_PER_MS))
+    if grpc_remaining_s is not None:
+        limit_ns = min(limit_ns, int(grpc_remaining_s * 1e9))
+    if oip_timeout_us:
+        limit_ns = min(limit_ns, oip_timeout_us * 1000)
+    return Deadline(now_ns + limit_ns)
+
+
+def parse_timeout_ms(text: str) -> float:
+    """Reads `X-Request-Timeout-Ms`; raises InvalidInput unless it is a number over 0 and at most one hour."""
+    try:
+        timeout_ms = float(text)
+    except ValueError:
+        timeout_ms = float("nan")
+    if not isfinite(timeout_ms) or not 0 < timeout_ms <= MAX_TIMEOUT_MS:
+        raise InvalidInput(
+            f"header X-Request-Timeout-Ms is {text[:40]!r}; allowed: milliseconds over 0, at most {MAX_TIMEOUT_MS:.0f}",
+            field="X-Request-Timeout-Ms",
+        )
+    return timeout_ms

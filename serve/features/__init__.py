@@ -1,0 +1,1 @@
+"""Online features: their definition, and the stores that keep them."""

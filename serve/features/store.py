@@ -1,0 +1,77 @@
+"""The seam to a feature store: what the fraud pipeline reads before it scores and records before it answers.
+
+A store serves one thread at a time (the pipeline's runner); `commit` runs in a writer of the store's own. Several
+processes may open the same store: each batch sees everything that any of them committed before it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve.features.windows import Ints, Windows
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """A batch's transactions as columns, ids unique within it. Times int64 UTC seconds, amounts in ten-thousandths."""
+
+    transaction_ids: Sequence[str]
+    customer_ids: Sequence[str]
+    terminal_ids: Sequence[str]
+    event_s: Ints
+    amount_e4: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A decision that was recorded earlier, as the bytes that were given to `commit`."""
+
+    row: int
+    decision: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a store knows before a batch. Rows of `stored` were decided earlier: their windows mean nothing."""
+
+    stored: Sequence[Stored]
+    customer: Windows
+    terminal: Windows
+    snapshot: object
+    """The store's own: what `commit` needs to know of the state the batch was read in."""
+
+
+class FeatureStore(Protocol):
+    """Raises `StoreFailed` and nothing else; after one, the caller may go on calling."""
+
+    def fetch(self, events: Events) -> Fetched:
+        """Windows of every row's customer and terminal before it, and decisions that exist already."""
+        ...
+
+    def commit(
+        self, events: Events, decisions: Sequence[bytes | None], fetched: Fetched, deadline_ns: int
+    ) -> list[Stored]:
+        """Records decisions and enters their events into the windows, in one transaction; None: a row not to record.
+
+        Returns the rows that another process decided in the meantime, with its decision, which stands. Raises
+        StoreFailed when it is not done by `deadline_ns`; it may still be done later.
+        """
+        ...
+
+    def check(self) -> None:
+        """Looks whether the store is whole, and reopens it where it was replaced. Called about once a second."""
+        ...
+
+    def close(self) -> None:
+        """Ends the writer after what it has begun."""
+        ...
+
+
+class StoreFailed(Exception):
+    """The store could not read or record in time. `event` names how, for metrics: `late`, `full`, `damaged`, …"""
+
+    def __init__(self, event: str, detail: str = "") -> None:
+        super().__init__(detail or event)
+        self.event = event

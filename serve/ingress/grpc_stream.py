@@ -1,0 +1,67 @@
+"""A bidirectional stream of items: messages in become arrivals, answers go out as they come, errors in-band.
+
+Bounded: reading stops while `max_in_flight` messages wait for their answers, so a client that does not read stops being
+read from. Belongs to the listener's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+from serve.batching.arrival import Answer, Arrival, Route, StreamCodec
+from serve.errors import HeadroomError
+
+Admit = Callable[[bytes, Any, Any], Arrival]
+
+
+class ScoreStream:
+    """One call. Answers may leave in another order than their messages arrived; they carry their item's id."""
+
+    def __init__(self, route: Route, call: Any, max_in_flight: int) -> None:
+        self._codec = cast(StreamCodec, route.codec)
+        self._call = call
+        self._room = asyncio.Semaphore(max_in_flight)
+        self._answers: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._has_read_all = False
+        self._waiting: set[Arrival] = set()
+
+    async def run(self, messages: AsyncIterator[bytes], admit: Admit) -> None:
+        """Until the client has closed its side and every message is answered, or the call ends."""
+        reader = asyncio.ensure_future(self._read(messages, admit))
+        try:
+            while (message := await self._answers.get()) is not None:
+                await self._call.write(message)
+                self._room.release()
+            await reader
+        finally:
+            reader.cancel()
+            for arrival in self._waiting:
+                arrival.context.cancelled = True
+
+    async def _read(self, messages: AsyncIterator[bytes], admit: Admit) -> None:
+        try:
+            async for payload in messages:
+                await self._room.acquire()
+                try:
+                    self._waiting.add(admit(payload, self._call, self))
+                except HeadroomError as error:
+                    self._answers.put_nowait(self._codec.encode_error(payload, error).body)
+        finally:
+            self._has_read_all = True
+            self._end_if_done()
+
+    def deliver(self, answer: Answer) -> None:
+        """One message's answer, in the loop's thread."""
+        self._waiting.discard(answer.arrival)
+        encoded = answer.encoded
+        if encoded is None:
+            assert answer.error is not None
+            encoded = self._codec.encode_error(answer.arrival.payload, answer.error)
+        self._answers.put_nowait(encoded.body)
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._has_read_all and not self._waiting:
+            self._answers.put_nowait(None)

@@ -1,0 +1,177 @@
+"""The ASGI application for everything that is not hot: health, OIP metadata, budgets, the API's description.
+
+Starlette, because none of this is on a hot path. What it shows comes from a `ServerView`, which the replica implements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import orjson
+from google.protobuf.message import Message
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route as StarletteRoute
+
+from serve.errors import HeadroomError, NotFound, NotReady
+from serve.ingress.http_asgi import LABEL
+from serve.ingress.openapi import docs_page, openapi
+from serve.ingress.status import error_body, http_status
+from serve.ingress.wire.oip_models import as_json
+
+Json = Mapping[str, Any] | list[Any]
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class ServerView(Protocol):
+    """What the server can say about itself. Cheap calls only: they run on the listener's loop."""
+
+    def is_live(self) -> bool: ...
+
+    def is_ready(self) -> bool: ...
+
+    def readiness_problem(self) -> str: ...
+
+    def server_metadata(self) -> Message: ...
+
+    def model_metadata(self, name: str, version: str) -> Message: ...
+
+    def model_config(self, name: str, version: str) -> Message: ...
+
+    def check_model_ready(self, name: str, version: str) -> None: ...
+
+    def repository_index(self, *, only_ready: bool) -> Message: ...
+
+    def budgets(self) -> Json: ...
+
+    def metrics_text(self, accept: str) -> tuple[bytes, str]: ...
+
+    def hot_paths(self) -> Mapping[str, str]: ...
+
+
+def main_app(view: ServerView) -> Starlette:
+    """The application of the HTTP port."""
+    model = "/v2/models/{model}"
+    version = model + "/versions/{version}"
+    handlers: list[tuple[str, str, Handler]] = [
+        ("GET", "/v2/health/live", _health(view.is_live, view.readiness_problem)),
+        ("GET", "/v2/health/ready", _health(view.is_ready, view.readiness_problem)),
+        ("GET", "/-/healthz", _health(view.is_ready, view.readiness_problem)),
+        ("GET", "/-/routes", _json(lambda _: dict(view.hot_paths()))),
+        ("GET", "/v2", _json(lambda _: as_json(view.server_metadata()))),
+        ("GET", "/v2/budgets", _json(lambda _: view.budgets())),
+        ("POST", "/v2/repository/index", _repository_index(view)),
+        ("GET", "/openapi.json", _json(lambda _: openapi())),
+        ("GET", "/docs", _docs),
+    ]
+    for base in (model, version):
+        handlers += [
+            ("GET", base, _json(lambda request: as_json(view.model_metadata(*_model_of(request))))),
+            ("GET", base + "/config", _json(lambda request: as_json(view.model_config(*_model_of(request))))),
+            ("GET", base + "/ready", _model_ready(view)),
+        ]
+    return _application(handlers, view.hot_paths)
+
+
+def metrics_app(view: ServerView) -> Starlette:
+    """The application of the metrics port."""
+
+    async def metrics(request: Request) -> Response:
+        body, content_type = view.metrics_text(request.headers.get("accept", ""))
+        return Response(body, media_type=content_type)
+
+    return _application([("GET", "/metrics", metrics)], dict)
+
+
+def _application(handlers: list[tuple[str, str, Handler]], hot_paths: Callable[[], Mapping[str, str]]) -> Starlette:
+    routes = [StarletteRoute(path, _labelled(path, handler), methods=[method]) for method, path, handler in handlers]
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        allowed = hot_paths().get(request.url.path)
+        if error.status_code == 404 and allowed is not None:
+            return _error_response(request, f"{request.method} is not allowed here; allowed: {allowed}", 405)
+        if error.status_code == 404:
+            return _error_response(request, f"no route {request.url.path[:200]!r}; see /docs", 404)
+        return _error_response(request, f"{request.method} is not allowed here", error.status_code)
+
+    async def on_known_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HeadroomError)
+        request_id = request.scope["state"]["context"].request_id
+        return _Json(error_body(error, request_id), status_code=http_status(error))
+
+    return Starlette(routes=routes, exception_handlers={HTTPException: on_http_error, HeadroomError: on_known_error})
+
+
+class _Json(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+def _error_response(request: Request, text: str, status: int) -> Response:
+    request_id = request.scope["state"]["context"].request_id
+    return _Json({"error": text, "request_id": request_id}, status_code=status)
+
+
+def _labelled(path: str, handler: Handler) -> Handler:
+    async def labelled(request: Request) -> Response:
+        request.scope[LABEL] = path
+        return await handler(request)
+
+    return labelled
+
+
+def _json(answer: Callable[[Request], Json]) -> Handler:
+    async def handler(request: Request) -> Response:
+        return _Json(answer(request))
+
+    return handler
+
+
+def _health(is_fine: Callable[[], bool], problem: Callable[[], str]) -> Handler:
+    async def handler(request: Request) -> Response:
+        if is_fine():
+            return Response(b"", status_code=200)
+        raise NotReady(problem())
+
+    return handler
+
+
+def _model_of(request: Request) -> tuple[str, str]:
+    return request.path_params["model"], request.path_params.get("version", "")
+
+
+def _model_ready(view: ServerView) -> Handler:
+    async def handler(request: Request) -> Response:
+        try:
+            view.check_model_ready(*_model_of(request))
+        except (NotReady, NotFound) as error:
+            request_id = request.scope["state"]["context"].request_id
+            return _Json(error_body(error, request_id), status_code=400)
+        return Response(b"", status_code=200)
+
+    return handler
+
+
+def _repository_index(view: ServerView) -> Handler:
+    async def handler(request: Request) -> Response:
+        body = await request.body()
+        try:
+            wanted = orjson.loads(body) if body else {}
+        except orjson.JSONDecodeError:
+            wanted = None
+        if not isinstance(wanted, dict):
+            return _error_response(request, "the body is not a JSON object", 400)
+        index = view.repository_index(only_ready=wanted.get("ready") is True)
+        return _Json(as_json(index)["models"])
+
+    return handler
+
+
+async def _docs(request: Request) -> Response:
+    return HTMLResponse(docs_page())

@@ -1,0 +1,1 @@
+"""Bytes and messages to and from each pipeline's contract; pure."""

@@ -1,0 +1,177 @@
+"""The protocol's `infer` for one model or pipeline, as codecs of the two protocols.
+
+HTTP bodies and gRPC messages enter; what the endpoint's `InferEndpoint` makes of their tensors are the items.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2 as pb
+
+from serve.backends.base import ModelSpec
+from serve.batching.arrival import Decoded, Encoded
+from serve.batching.outcome import Outcome
+from serve.errors import HeadroomError, InvalidInput, NotFound
+from serve.ingress.http_request import HttpRequest
+from serve.ingress.wire import oip_grpc, oip_http
+from serve.ingress.wire.content_encoding import chosen_encoding, compress, decompress
+from serve.pipelines.infer.contract import Inferred, InferRequest, InferResponse
+
+MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+_HEADER_LENGTH = "inference-header-content-length"
+_NAME_TAG, _VERSION_TAG = 0x0A, 0x12
+_TIMEOUT = re.compile(rb'"timeout"\s*:\s*(\d{1,15})\b')
+
+
+class InferEndpoint(Protocol):
+    """How a model's or pipeline's items come out of tensors and go back into them."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Name, version and tensors."""
+        ...
+
+    def items(self, request: InferRequest) -> Sequence[Outcome[Any]]:
+        """The items of a request; as many as its batch, or one."""
+        ...
+
+    def response(self, request: InferRequest, outcomes: Sequence[Outcome[Any]]) -> InferResponse:
+        """The answer's tensors; raises the error of a request that fails as a whole."""
+        ...
+
+
+class ModelEndpoint:
+    """A model as it is: the request is the item."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    def items(self, request: InferRequest) -> Sequence[Outcome[Any]]:
+        """The request itself: the flow joins requests, not rows."""
+        return (request,)
+
+    def response(self, request: InferRequest, outcomes: Sequence[Outcome[Any]]) -> InferResponse:
+        """What the flow answered."""
+        outcome = outcomes[0]
+        if isinstance(outcome, HeadroomError):
+            raise outcome
+        assert isinstance(outcome, Inferred)
+        return outcome.response
+
+
+class HttpInferCodec:
+    """`POST /v2/models/{name}/infer`."""
+
+    endpoint = "/v2/models/{model}/infer"
+
+    def __init__(self, endpoint: InferEndpoint, max_body_bytes: int) -> None:
+        self._model = endpoint
+        self._max_body_bytes = max_body_bytes
+
+    def count_items(self, payload: HttpRequest) -> int:
+        """One request counts as one: its rows are known only once it is decoded."""
+        return 1
+
+    def timeout_us(self, payload: HttpRequest) -> int | None:
+        """The `timeout` parameter. A cheap look, and a real one only where the word occurs before the tensors."""
+        body = payload.body[: _header_length(payload) or len(payload.body)]
+        found = _TIMEOUT.search(body)
+        return int(found[1]) if found else None
+
+    def decode(self, payload: HttpRequest) -> Decoded:
+        """Reads JSON or binary tensors, compressed or not."""
+        encoding = payload.header(b"content-encoding") or ""
+        body = decompress(payload.body, encoding, self._max_body_bytes)
+        request = oip_http.decode_infer(body, _header_length(payload), self._model.spec)
+        return Decoded(self._model.items(request), (request, payload.header(b"accept-encoding") or ""))
+
+    def encode(self, request: tuple[InferRequest, str], outcomes: Sequence[Outcome[Any]]) -> Encoded:
+        """JSON, or JSON and binary tensors behind each other, as the request asked."""
+        asked, accept_encoding = request
+        parts, header_length = oip_http.encode_infer(self._model.response(asked, outcomes), asked)
+        encoding = chosen_encoding(accept_encoding) if accept_encoding else None
+        body = b"".join(parts) if encoding is None else compress(parts, encoding)
+        headers: tuple[tuple[str, str], ...] = () if encoding is None else (("content-encoding", encoding),)
+        if header_length is None:
+            return Encoded(body, "application/json", headers)
+        return Encoded(body, "application/octet-stream", (*headers, (_HEADER_LENGTH, str(header_length))))
+
+
+class GrpcInferCodec:
+    """`inference.GRPCInferenceService/ModelInfer`."""
+
+    endpoint = "ModelInfer"
+
+    def __init__(self, endpoint: InferEndpoint) -> None:
+        self._model = endpoint
+
+    def count_items(self, payload: bytes) -> int:
+        """One request counts as one."""
+        return 1
+
+    def timeout_us(self, payload: bytes) -> int | None:
+        """The `timeout` parameter; the message is parsed here only where the word occurs."""
+        if b"timeout" not in payload:
+            return None
+        parameter = _parse(payload).parameters.get("timeout")
+        return None if parameter is None else parameter.int64_param or parameter.uint64_param or None
+
+    def decode(self, payload: bytes) -> Decoded:
+        """Reads raw or typed contents."""
+        request = oip_grpc.decode_infer(_parse(payload), self._model.spec)
+        return Decoded(self._model.items(request), request)
+
+    def encode(self, request: InferRequest, outcomes: Sequence[Outcome[Any]]) -> Encoded:
+        """Raw contents."""
+        message = oip_grpc.encode_infer(self._model.response(request, outcomes), request)
+        return Encoded(message.SerializeToString(), "application/grpc")
+
+
+def model_of(payload: bytes) -> tuple[str, str]:
+    """Name and version a ModelInferRequest asks for; where they come first, as usual, without parsing the rest."""
+    name, at = _leading_text(payload, 0, _NAME_TAG)
+    if name is None:
+        message = _parse(payload)
+        return message.model_name, message.model_version
+    version, _ = _leading_text(payload, at, _VERSION_TAG)
+    return name, version or ""
+
+
+def _leading_text(payload: bytes, at: int, tag: int) -> tuple[str | None, int]:
+    """A string field at `at` of the wire format, if that is what is there and it is shorter than 128 bytes."""
+    if len(payload) < at + 2 or payload[at] != tag or payload[at + 1] >= 128:
+        return None, at
+    end = at + 2 + payload[at + 1]
+    try:
+        return payload[at + 2 : end].decode(), end
+    except UnicodeDecodeError:
+        return None, at
+
+
+def _parse(payload: bytes) -> Any:
+    try:
+        return pb.ModelInferRequest.FromString(payload)
+    except DecodeError:
+        raise InvalidInput("the message is not a valid inference.ModelInferRequest") from None
+
+
+def _header_length(payload: HttpRequest) -> int | None:
+    text = payload.header(_HEADER_LENGTH.encode())
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise InvalidInput(
+            f"header Inference-Header-Content-Length is {text[:40]!r}; allowed: a number of bytes",
+            field="Inference-Header-Content-Length",
+        )
+    return int(text)
+
+
+def unknown_model(name: str, version: str) -> NotFound:
+    """The error for a model nobody serves, in the words Triton's users know."""
+    suffix = f" version {version}" if version else ""
+    return NotFound(f"Request for unknown model: '{name[:128]}'{suffix} is not found")

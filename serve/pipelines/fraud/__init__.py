@@ -1,0 +1,1 @@
+"""Scores a card transaction while it is being authorised."""

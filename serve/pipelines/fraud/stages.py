@@ -1,0 +1,123 @@
+"""The fraud pipeline's pure work: columns of a batch, risk levels, reasons in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serve.errors import InvalidInput
+from serve.features.store import Events
+from serve.features.windows import FEATURES, Windows, assemble, to_ten_thousandths
+from serve.pipelines.fraud.contract import MAX_FUTURE_S, RULES, DecisionKind, Reason, RiskLevel, Transaction
+
+Rows = npt.NDArray[np.float32]
+_MAX_REASONS = 4
+_OWN_COLUMNS = tuple(FEATURES.index(name) for name in ("amount", "hour_of_day", "is_night", "is_weekend"))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Where decisions and risk levels begin, as probabilities, and what stands in for a customer nobody can look up."""
+
+    review_at: float
+    decline_at: float
+    risk_levels: tuple[float, float, float]
+    """Where medium, high and critical begin."""
+    group_averages: Rows
+    """float32 [F]."""
+
+    def decision(self, probability: float) -> DecisionKind:
+        """What to do with the transaction."""
+        if probability >= self.decline_at:
+            return "decline"
+        return "review" if probability >= self.review_at else "approve"
+
+    def risk_level(self, probability: float) -> RiskLevel:
+        """How to call the probability."""
+        medium, high, critical = self.risk_levels
+        if probability >= high:
+            return "critical" if probability >= critical else "high"
+        return "medium" if probability >= medium else "low"
+
+
+def timestamp_error(transaction: Transaction, event_s: int, now_s: int) -> InvalidInput | None:
+    """A time too far in the future, which would poison its customer's windows."""
+    if event_s <= now_s + MAX_FUTURE_S:
+        return None
+    return InvalidInput(
+        f"timestamp is {event_s - now_s} s in the future; allowed: {RULES['timestamp']}", field="timestamp"
+    )
+
+
+def to_events(transactions: Sequence[Transaction], event_s: Sequence[int]) -> Events:
+    """Columns of transactions whose ids are unique."""
+    return Events(
+        [t.transaction_id for t in transactions],
+        [t.customer_id for t in transactions],
+        [t.terminal_id for t in transactions],
+        np.array(event_s, dtype=np.int64),
+        to_ten_thousandths(np.array([t.amount for t in transactions], dtype=np.float64)),
+    )
+
+
+def assemble_rows(events: Events, customer: Windows, terminal: Windows) -> Rows:
+    """The model's rows, float32 [n, F]."""
+    rows = np.empty((len(events.event_s), len(FEATURES)), np.float32)
+    assemble(events.amount_e4, events.event_s, customer, terminal, rows)
+    return rows
+
+
+def average_rows(events: Events, policy: Policy) -> Rows:
+    """Rows for when the store cannot be read: the transaction's own columns, group averages for the rest."""
+    n = len(events.event_s)
+    unknown = Windows(np.zeros((n, 8), np.int64), np.full(n, np.nan), np.zeros(n, np.bool_))
+    own = assemble_rows(events, unknown, unknown)
+    rows = np.tile(policy.group_averages, (n, 1))
+    rows[:, _OWN_COLUMNS] = own[:, _OWN_COLUMNS]
+    return rows
+
+
+def reasons(row: Rows, contributions: Rows) -> list[Reason]:
+    """The features that raised this row's score most, at most four, largest first."""
+    order = np.argsort(-contributions[: len(FEATURES)], kind="stable")[:_MAX_REASONS]
+    return [
+        Reason(FEATURES[i], _number(row[i]), float(contributions[i]), reason_text(FEATURES[i], float(row[i])))
+        for i in order.tolist()
+        if contributions[i] > 0
+    ]
+
+
+def _number(value: np.float32) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+_LEVEL_WORDS: Mapping[str, str] = {"1h": "hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
+_FIXED_WORDS: Mapping[str, str] = {
+    "amount": "amount of {value:.2f}",
+    "hour_of_day": "at {value:.0f} o'clock UTC",
+    "is_night": "at night: {value:.0f}",
+    "is_weekend": "on a weekend: {value:.0f}",
+    "amount_over_customer_average_7d": "amount is {value:.1f} times the card's average of 7 days",
+    "amount_over_customer_average_30d": "amount is {value:.1f} times the card's average of 30 days",
+    "amount_over_terminal_average_30d": "amount is {value:.1f} times the terminal's average of 30 days",
+    "customer_seconds_since_last": "{value:.0f} s since the card's last transaction",
+    "terminal_seconds_since_last": "{value:.0f} s since the terminal's last transaction",
+}
+
+
+def reason_text(feature: str, value: float) -> str:
+    """A feature and its value in words, for the person who has to explain the decision."""
+    if feature in _FIXED_WORDS:
+        return (
+            "not known: " + feature.replace("_", " ") if np.isnan(value) else _FIXED_WORDS[feature].format(value=value)
+        )
+    who, what, level = feature.split("_")
+    owner = "card" if who == "customer" else "terminal"
+    if what == "count":
+        return f"{value:.0f} transactions of the {owner} in the last {_LEVEL_WORDS[level]}"
+    if np.isnan(value):
+        return f"no transaction of the {owner} in the last {_LEVEL_WORDS[level]}"
+    return f"{owner}'s average amount in the last {_LEVEL_WORDS[level]} is {value:.2f}"

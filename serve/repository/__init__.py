@@ -1,0 +1,1 @@
+"""The model repository: configuration, versions, derived artefacts."""

@@ -1,0 +1,180 @@
+"""Reads a model's config.pbtxt, Triton's text protobuf.
+
+A model's folder enters; a checked and completed ModelConfig, the `ModelSpec` it describes, its class labels and the
+versions its policy asks for leave. Called by the repository and by the backends' training scripts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
+
+from serve.backends.base import ModelSpec, TensorSpec
+from serve.errors import InvalidInput
+
+CONFIG_FILE = "config.pbtxt"
+
+# The backend that a repository written for an old Triton names by its platform only.
+_BACKENDS = {
+    "ensemble": "ensemble",
+    "onnxruntime_onnx": "onnxruntime",
+    "pytorch_libtorch": "pytorch",
+    "tensorrt_plan": "tensorrt",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPlan:
+    """Versions to try, best first, and how many of them are to be ready."""
+
+    order: tuple[int, ...]
+    num_wanted: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The file being read, to say where something is wrong."""
+
+    name: str
+    text: str
+
+    def error(self, token: str, problem: str, field: str) -> InvalidInput:
+        """An error at the first line with `token`; at the file when no line has it."""
+        found = re.search(rf"(?<!\w){re.escape(token)}(?!\w)", self.text) if token else None
+        line = f":{self.text.count(chr(10), 0, found.start()) + 1}" if found else ""
+        return InvalidInput(f"{self.name}{line}: {problem}", field=field)
+
+
+def read_config(model_dir: Path) -> ModelConfig:
+    """The configuration in `model_dir`, with what Triton fills in filled in: name, backend, version policy (the latest
+    one), one instance. Raises InvalidInput naming file and line.
+    """
+    source = _read(model_dir)
+    config = _parse(source)
+    _complete(config, model_dir.name)
+    _check(config, model_dir.name, source)
+    return config
+
+
+def spec_of(config: ModelConfig, version: str) -> ModelSpec:
+    """The specification of one version of the configured model."""
+    return ModelSpec(
+        name=config.name,
+        version=version,
+        platform=config.platform or config.backend,
+        backend=config.backend,
+        max_batch_size=config.max_batch_size,
+        inputs=tuple(_tensor_spec(tensor) for tensor in config.input),
+        outputs=tuple(_tensor_spec(tensor) for tensor in config.output),
+        parameters={name: parameter.string_value for name, parameter in config.parameters.items()},
+    )
+
+
+def version_plan(config: ModelConfig, available: Iterable[int]) -> VersionPlan:
+    """What the version policy asks for, newest first.
+
+    `latest` may fall back: every version is in the order and only the wanted number is to be ready. `all` and
+    `specific` want exactly what they name, a missing version included.
+    """
+    newest_first = tuple(sorted(available, reverse=True))
+    policy = config.version_policy
+    if policy.HasField("specific"):
+        asked = tuple(sorted(set(policy.specific.versions), reverse=True))
+        return VersionPlan(asked, len(asked))
+    if policy.HasField("all"):
+        return VersionPlan(newest_first, len(newest_first))
+    return VersionPlan(newest_first, policy.latest.num_versions or 1)
+
+
+def read_labels(config: ModelConfig, model_dir: Path) -> Mapping[str, tuple[str, ...]]:
+    """The class labels of each output that names a `label_filename`, one a line, by index. Raises InvalidInput when the
+    file cannot be read or is not in the model's folder.
+    """
+    return {
+        output.name: _label_lines(model_dir, output.label_filename) for output in config.output if output.label_filename
+    }
+
+
+def _read(model_dir: Path) -> _Source:
+    name = f"{model_dir.name}/{CONFIG_FILE}"
+    try:
+        return _Source(name, (model_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidInput(f"{name}: cannot be read: {reason}") from error
+
+
+def _parse(source: _Source) -> ModelConfig:
+    try:
+        return text_format.Parse(source.text, ModelConfig())
+    except text_format.ParseError as error:
+        problem = re.sub(r"^\d+:\d+\s*:\s*", "", str(error))
+        raise InvalidInput(f"{source.name}:{error.GetLine() or 1}: {problem}") from None
+
+
+def _complete(config: ModelConfig, folder: str) -> None:
+    config.name = config.name or folder
+    config.backend = config.backend or _BACKENDS.get(config.platform, "")
+    if config.version_policy.WhichOneof("policy_choice") is None:
+        config.version_policy.latest.num_versions = 1
+    if not config.instance_group:
+        config.instance_group.add(name=config.name, count=1, kind=ModelInstanceGroup.KIND_AUTO)
+
+
+def _check(config: ModelConfig, folder: str, source: _Source) -> None:
+    if config.name != folder:
+        raise source.error("name", f"name is {config.name!r}; allowed {folder!r}, the folder's name", "name")
+    if not config.backend:
+        raise source.error(
+            "platform",
+            f"backend is not set and platform is {config.platform!r}; "
+            f"allowed a backend, or a platform of {', '.join(sorted(_BACKENDS))}",
+            "backend",
+        )
+    if config.max_batch_size < 0:
+        raise source.error(
+            "max_batch_size",
+            f"max_batch_size is {config.max_batch_size}; allowed 0 (no batch dimension) and up",
+            "max_batch_size",
+        )
+    for kind, tensors in (("input", config.input), ("output", config.output)):
+        names: set[str] = set()
+        for index, tensor in enumerate(tensors):
+            _check_tensor(tensor, f"{kind}[{index}]", names, source)
+            names.add(tensor.name)
+
+
+def _check_tensor(tensor: Any, path: str, names: set[str], source: _Source) -> None:
+    token = tensor.name or path.partition("[")[0]
+    if not tensor.name or tensor.name in names:
+        raise source.error(token, f"{path}.name is {tensor.name!r}; allowed a name of its own", f"{path}.name")
+    if tensor.data_type == DataType.TYPE_INVALID:
+        raise source.error(token, f"{path}.data_type is not set; allowed TYPE_FP32 and the like", f"{path}.data_type")
+    if not tensor.dims or any(dim < 1 and dim != -1 for dim in tensor.dims):
+        raise source.error(
+            token, f"{path}.dims is {list(tensor.dims)}; allowed sizes of 1 and up, and -1 for any", f"{path}.dims"
+        )
+    if tensor.HasField("reshape"):
+        raise source.error(token, f"{path}.reshape is set; allowed dims as the model has them", f"{path}.reshape")
+
+
+def _tensor_spec(tensor: Any) -> TensorSpec:
+    datatype = DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    is_optional = getattr(tensor, "optional", False)
+    return TensorSpec(tensor.name, "BYTES" if datatype == "STRING" else datatype, tuple(tensor.dims), is_optional)
+
+
+def _label_lines(model_dir: Path, filename: str) -> tuple[str, ...]:
+    path = (model_dir / filename).resolve()
+    if not path.is_relative_to(model_dir.resolve()):
+        raise InvalidInput(f"label_filename is {filename!r}; allowed a file in the model's folder")
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"label_filename is {filename!r}; it cannot be read as UTF-8 text") from error

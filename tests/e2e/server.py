@@ -1,0 +1,204 @@
+"""A real server, started as a user starts it (`serve run CONFIG`), on free ports and folders of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_S = 150.0
+
+
+def free_ports(num: int) -> list[int]:
+    """Ports nobody listens on now."""
+    sockets = [socket.socket() for _ in range(num)]
+    for sock in sockets:
+        sock.bind(("127.0.0.1", 0))
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+def wait_until(is_done: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """Polls a real condition; fails with its name."""
+    give_up_s = time.monotonic() + timeout_s
+    pause = __import__("threading").Event()
+    while time.monotonic() < give_up_s:
+        result = is_done()
+        if result:
+            return result
+        pause.wait(0.05)
+    raise AssertionError(f"not within {timeout_s:g} s: {what}")
+
+
+class Server:
+    """One `serve run` and everything it starts."""
+
+    def __init__(self, folder: Path, **overrides: Any) -> None:
+        self.folder = folder
+        self.http_port, self.grpc_port, self.metrics_port, self.dashboard_port = free_ports(4)
+        self.config_path = folder / "config.yaml"
+        self.log_path = folder / "server.log"
+        self.config = _config(self, overrides)
+        self.write_config()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def args(self) -> dict[str, Any]:
+        return self.config["applications"][0]["args"]
+
+    @property
+    def ingress(self) -> dict[str, Any]:
+        return self.config["applications"][0]["deployments"][0]
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    def write_config(self) -> None:
+        self.config_path.write_text(yaml.safe_dump(self.config))
+
+    def start(self, ready_s: float = READY_S) -> Server:
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(Path(sys.executable).parent / "serve"), "run", str(self.config_path)],
+                cwd=ROOT, env=self.environment(), stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        wait_until(self.is_ready_or_dead, ready_s, f"the server is ready; its log ends:\n{self.tail()}")
+        assert self._process.poll() is None, self.tail()
+        return self
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "RAY_ADDRESS": "local",
+            "RAY_worker_niceness": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        }
+
+    def is_ready_or_dead(self) -> bool:
+        assert self._process is not None
+        return self._process.poll() is not None or self.is_ready()
+
+    def is_ready(self) -> bool:
+        try:
+            return self.get("/v2/health/ready")[0] == 200
+        except OSError:
+            return False
+
+    def tail(self) -> str:
+        return self.log_path.read_text(errors="replace")[-3000:] if self.log_path.exists() else ""
+
+    def get(self, path: str, port: int | None = None) -> tuple[int, bytes]:
+        return self.call("GET", path, None, port=port)[:2]
+
+    def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, dict[str, str]]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        status, answer, got = self.call("POST", path, data, headers)
+        return status, json.loads(answer) if answer[:1] in (b"{", b"[") else answer, got
+
+    def call(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str] | None = None, port: int | None = None
+    ) -> tuple[int, bytes, dict[str, str]]:
+        named = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port or self.http_port}{path}", data=body, headers=named, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read(), {k.lower(): v for k, v in answer.headers.items()}
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), {k.lower(): v for k, v in error.headers.items()}
+
+    def deploy(self) -> None:
+        """`serve deploy` of the configuration as it is now."""
+        self.write_config()
+        subprocess.run(
+            [str(Path(sys.executable).parent / "serve"), "deploy", str(self.config_path), "-a", self.dashboard()],
+            cwd=ROOT, env=self.environment(), check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+
+    def dashboard(self) -> str:
+        """Where `serve deploy` finds this cluster: said in the log of `serve run`."""
+        for line in self.log_path.read_text(errors="replace").splitlines():
+            if "dashboard at" in line:
+                return "http://" + "".join(c for c in line.split("dashboard at")[1] if c.isalnum() or c in ".:").removeprefix("http:").strip("/")
+        raise AssertionError("no dashboard in the log:\n" + self.tail())
+
+    def replicas(self) -> list[psutil.Process]:
+        """The ingress replicas' processes."""
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            try:
+                name = " ".join(process.info["cmdline"] or [])
+                if "ServeReplica" in name and "Ingress" in name and self._is_ours(process):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        assert self._process is not None
+        return self._process.pid in [parent.pid for parent in process.parents()]
+
+    def interrupt(self) -> int:
+        """Ctrl-C, as a terminal sends it: to the whole process group."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGINT)
+        return self._process.wait(60)
+
+    def stop(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        tree = psutil.Process(self._process.pid).children(recursive=True)
+        try:
+            self.interrupt()
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for process in tree:
+            if process.is_running():
+                try:
+                    process.kill()
+                except psutil.Error:
+                    continue
+
+
+def _config(server: Server, overrides: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    args = config["applications"][0]["args"]
+    args["listen"].update(
+        http_port=server.http_port, grpc_port=server.grpc_port, metrics_port=server.metrics_port
+    )
+    args["features"]["path"] = str(server.folder / "features")
+    args["run_dir"] = str(server.run_dir)
+    for path, value in overrides.items():
+        target = args
+        *parents, last = path.split("__")
+        for key in parents:
+            target = target.setdefault(key, {})
+        target[last] = value
+    return config
