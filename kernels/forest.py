@@ -183,6 +183,7 @@ class _Part:
     depth: int
 
 
+@np.errstate(over="ignore", under="ignore")  # stepping past the largest or least float32 is meant
 def _rewrite(tree: RawTree, num_features: int, index: int) -> _Part:
     _check(tree, num_features, index)
     strict, lower_is_left = _strict_bounds(tree)
@@ -191,7 +192,7 @@ def _rewrite(tree: RawTree, num_features: int, index: int) -> _Part:
     is_mirrored = (lower_is_left == is_left_default) & ~is_categorical
     kind = np.where(is_mirrored, MIRRORED, PLAIN)
     bound = np.where(is_mirrored, -np.nextafter(strict, np.float32(-np.inf)), strict).astype(np.float32)
-    asks_presence = (is_mirrored & (strict == -np.inf)) | (~is_mirrored & np.isnan(strict))
+    asks_presence = (is_mirrored & (strict == -np.inf)) | (~is_mirrored & ~is_categorical & np.isnan(strict))
     first_is_left = np.where(is_categorical, tree.category_list_right_child == 0, lower_is_left != is_mirrored)
     kind[asks_presence], bound[asks_presence] = PRESENCE, 1.0
     never = is_mirrored & np.isnan(strict)  # everything, missing values too, goes to the lower side, the second
@@ -232,8 +233,7 @@ def _check(tree: RawTree, num_features: int, index: int) -> None:
 def _strict_bounds(tree: RawTree) -> tuple[F32, npt.NDArray[np.bool_]]:
     """(s, lower_is_left): the lower side is exactly the float32 x with `x < s`; NaN for s means every x."""
     threshold = tree.threshold.astype(np.float64)
-    with np.errstate(over="ignore"):
-        nearest = threshold.astype(np.float32)
+    nearest = threshold.astype(np.float32)
     floor = np.where(nearest > threshold, np.nextafter(nearest, np.float32(-np.inf)), nearest)
     above = np.nextafter(floor, np.float32(np.inf))
     takes_equal = (tree.cmp == LESS_EQUAL) | (tree.cmp == GREATER)
@@ -270,8 +270,10 @@ def _breadth_first(
     while (parents := levels[-1][is_inner[levels[-1]]]).size:
         levels.append(np.stack([first[parents], second[parents]], axis=1).ravel().astype(np.int64))
         if sum(level.size for level in levels) > first.size:
-            raise MalformedForest(f"tree {index} has a node with two ways to it")
+            break
     order = np.concatenate(levels)
+    if np.unique(order).size < order.size:
+        raise MalformedForest(f"tree {index} has a node with two ways to it")
     inner = is_inner[order]
     child = np.zeros(order.size, np.uint32)
     child[inner] = 1 + 2 * np.arange(np.count_nonzero(inner))

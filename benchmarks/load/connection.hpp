@@ -30,7 +30,8 @@ protected:
 
 class Connection {
 public:
-    // greeting: connected, but the server has yet to say that it is ready; retiring: finishes what it has, takes no more.
+    // greeting: connected, but the server has yet to say that it is ready; retiring: finishes what it has, takes no
+    // more.
     enum class Phase { connecting, greeting, open, retiring, closed };
 
     Connection(const Target& target, int epoll, Caller& caller) : caller_(caller), target_(target), epoll_(epoll) {}

@@ -29,7 +29,9 @@ size_t share_of(int64_t total, const Options& options, int64_t thread) {
     return static_cast<size_t>(total / options.num_threads + (thread < total % options.num_threads ? 1 : 0));
 }
 
-double seconds(const timeval& time) { return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6; }
+double seconds(const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
+}
 
 // By system call: glibc has epoll_pwait2 from 2.35 only, Linux from 5.11.
 int wait_for_events(int epoll, epoll_event* events, int64_t timeout_ns) {
@@ -266,7 +268,8 @@ TimelineStep& Engine::timeline_step(int64_t finished_ns) {
 }
 
 bool Engine::any_is(Connection::Phase phase) const {
-    return std::any_of(connections_.begin(), connections_.end(), [phase](const auto& c) { return c->phase() == phase; });
+    return std::any_of(connections_.begin(), connections_.end(),
+                       [phase](const auto& c) { return c->phase() == phase; });
 }
 
 void Engine::open_connection() {

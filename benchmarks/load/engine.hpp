@@ -72,8 +72,9 @@ private:
     int epoll_;
     std::vector<char> buffer_;
     std::vector<std::unique_ptr<Connection>> connections_;
-    std::vector<std::unique_ptr<Connection>> closed_;  // kept for one turn: its events and flush list may still name them
-    std::deque<Connection*> free_;                     // those that can take a request, taken in turn
+    std::vector<std::unique_ptr<Connection>>
+        closed_;                    // kept for one turn: its events and flush list may still name them
+    std::deque<Connection*> free_;  // those that can take a request, taken in turn
     std::vector<Connection*> to_flush_;
     size_t num_to_reopen_ = 0;
     int64_t reopen_at_ns_ = 0;

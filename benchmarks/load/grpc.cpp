@@ -45,9 +45,12 @@ GrpcConnection::GrpcConnection(const Options& options, int epoll, Caller& caller
       numbering_(numbering),
       wanted_streams_(static_cast<size_t>(options.num_streams)),
       session_(make_session(*this), &nghttp2_session_del) {
-    own_headers_ = {{":method", "POST"},        {":scheme", "http"},
-                    {":path", target_.path},    {":authority", target_.authority},
-                    {"te", "trailers"},         {"content-type", "application/grpc"},
+    own_headers_ = {{":method", "POST"},
+                    {":scheme", "http"},
+                    {":path", target_.path},
+                    {":authority", target_.authority},
+                    {"te", "trailers"},
+                    {"content-type", "application/grpc"},
                     {"user-agent", "headroom-load"}};
     for (const auto& [name, value] : options.headers) own_headers_.emplace_back(lower_case(name), value);
     for (const auto& [name, value] : own_headers_) headers_.push_back(field_of(name, value));

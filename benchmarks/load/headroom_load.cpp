@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <exception>
 #include <fstream>
@@ -44,7 +45,8 @@ Tally measure(const Options& options, const Messages& messages) {
     for (int64_t thread = 0; thread < options.num_threads; ++thread) {
         engines.push_back(std::make_unique<Engine>(options, messages, thread));
         const int error = engines.back()->connect();
-        if (error != 0) throw std::runtime_error("cannot connect to " + options.target.url + ": " + std::strerror(error));
+        if (error != 0)
+            throw std::runtime_error("cannot connect to " + options.target.url + ": " + std::strerror(error));
     }
     const int64_t start_ns = now_ns() + kStartDelayNs;
     std::vector<std::thread> threads;

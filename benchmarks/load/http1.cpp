@@ -8,7 +8,8 @@
 namespace load {
 
 std::string http1_head(const Options& options, size_t body_bytes) {
-    std::string head = options.method + " " + options.target.path + " HTTP/1.1\r\nHost: " + options.target.authority + "\r\n";
+    std::string head =
+        options.method + " " + options.target.path + " HTTP/1.1\r\nHost: " + options.target.authority + "\r\n";
     bool has_content_type = false;
     for (const auto& [name, value] : options.headers) {
         head += name + ": " + value + "\r\n";

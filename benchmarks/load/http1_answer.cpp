@@ -117,7 +117,8 @@ void Http1Answer::parse_head() {
 
 bool Http1Answer::parse_status_line(std::string_view line) {
     uint64_t status = 0;
-    if (line.size() < 12 || line.substr(0, 7) != "HTTP/1." || !parse_unsigned(line.substr(9, 3), 10, status)) return false;
+    if (line.size() < 12 || line.substr(0, 7) != "HTTP/1." || !parse_unsigned(line.substr(9, 3), 10, status))
+        return false;
     status_ = static_cast<int>(status);
     keeps_alive_ = line[7] != '0';
     return true;

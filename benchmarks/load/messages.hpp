@@ -31,7 +31,8 @@ public:
 
     // The bytes of message `index`; its markers become the numbers from `first_number` on. The view lies in this
     // object, or in `scratch` where there are markers.
-    std::string_view render(size_t index, uint64_t first_number, const Numbering& numbering, std::string& scratch) const;
+    std::string_view render(size_t index, uint64_t first_number, const Numbering& numbering,
+                            std::string& scratch) const;
 
 private:
     struct Message {

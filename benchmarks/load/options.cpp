@@ -61,7 +61,8 @@ Choice parse_choice(const std::string& flag, const std::string& value,
 std::pair<std::string, std::string> parse_header(const std::string& value) {
     const size_t colon = value.find(':');
     const bool has_line_end = value.find_first_of("\r\n") != std::string::npos;
-    if (colon == std::string::npos || colon == 0 || has_line_end) refuse("--header", value, "'name: value' on one line");
+    if (colon == std::string::npos || colon == 0 || has_line_end)
+        refuse("--header", value, "'name: value' on one line");
     const size_t first = value.find_first_not_of(' ', colon + 1);
     return {value.substr(0, colon), first == std::string::npos ? "" : value.substr(first)};
 }
@@ -81,7 +82,8 @@ std::vector<Flag> flags_of(Options& o, std::string& url) {
         {"--url", "URL", "http://host:port/path; for gRPC the path is the method, /package.Service/Method", text(url)},
         {"--protocol", "http1|grpc", "default http1",
          [&o](const std::string& v) {
-             o.protocol = parse_choice<Protocol>("--protocol", v, {{"http1", Protocol::http1}, {"grpc", Protocol::grpc}});
+             o.protocol =
+                 parse_choice<Protocol>("--protocol", v, {{"http1", Protocol::http1}, {"grpc", Protocol::grpc}});
          }},
         {"--mode", "open|closed", "open: requests leave on a fixed schedule; closed: each answer triggers the next",
          [&o](const std::string& v) {
@@ -94,8 +96,10 @@ std::vector<Flag> flags_of(Options& o, std::string& url) {
         {"--connections", "N", "default 64", count(o.num_connections, "--connections", 1, 60'000)},
         {"--streams", "N", "gRPC: most concurrent calls per connection, default 32",
          count(o.num_streams, "--streams", 1, 100'000)},
-        {"--in-flight", "N", "open loop: most requests outstanding (queued here or unanswered); above it a scheduled "
-         "request is counted as not_sent; default unbounded", count(o.max_outstanding, "--in-flight", 1)},
+        {"--in-flight", "N",
+         "open loop: most requests outstanding (queued here or unanswered); above it a scheduled "
+         "request is counted as not_sent; default unbounded",
+         count(o.max_outstanding, "--in-flight", 1)},
         {"--bodies", "FILE", "records of uint32 little-endian length + bytes, used in turn; default one empty body",
          text(o.bodies_path)},
         {"--unique-marker", "TEXT", "every occurrence in a body becomes a unique zero-padded number of that width",
@@ -130,8 +134,10 @@ std::vector<Flag> flags_of(Options& o, std::string& url) {
         {"--threads", "N", "one event loop each, connections and rate shared out, default 1",
          count(o.num_threads, "--threads", 1, 256)},
         {"--retry-reset", "", "send again what was reset before any byte of an answer", turn_on(o.retries_resets)},
-        {"--timer-slack-us", "N", "lets the kernel wake the generator up to this late, which gathers requests and saves "
-         "CPU; latency still counts from the schedule; default 0", count(o.timer_slack_us, "--timer-slack-us", 0, 100'000)},
+        {"--timer-slack-us", "N",
+         "lets the kernel wake the generator up to this late, which gathers requests and saves "
+         "CPU; latency still counts from the schedule; default 0",
+         count(o.timer_slack_us, "--timer-slack-us", 0, 100'000)},
         {"--spin", "", "poll instead of sleeping in the last 50 us before a request is due", turn_on(o.spins)},
         {"--json", "FILE", "the result; - for stdout", text(o.json_path)},
         {"--csv", "FILE", "one line per measured request", text(o.csv_path)},
@@ -169,7 +175,8 @@ Options parse_options(const std::vector<std::string>& arguments) {
     for (size_t i = 0; i < arguments.size(); ++i) {
         const Flag& flag = find_flag(flags, arguments[i]);
         const bool takes_value = !flag.value_name.empty();
-        if (takes_value && i + 1 == arguments.size()) throw UsageError(flag.name + " needs a value: " + flag.value_name);
+        if (takes_value && i + 1 == arguments.size())
+            throw UsageError(flag.name + " needs a value: " + flag.value_name);
         flag.set(takes_value ? arguments[++i] : "");
     }
     if (options.wants_help) return options;
@@ -184,7 +191,8 @@ std::string usage() {
     std::ostringstream text;
     text << "headroom-load: open-loop load generator for HTTP/1.1 and gRPC\n\n";
     for (const Flag& flag : flags_of(options, url)) {
-        text << "  " << flag.name << (flag.value_name.empty() ? "" : " ") << flag.value_name << "\n      " << flag.help << "\n";
+        text << "  " << flag.name << (flag.value_name.empty() ? "" : " ") << flag.value_name << "\n      " << flag.help
+             << "\n";
     }
     return text.str();
 }

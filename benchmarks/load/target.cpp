@@ -29,7 +29,8 @@ void split_authority(Target& target) {
 }
 
 [[noreturn]] void refuse_remote(const std::string& host) {
-    throw UsageError("--url has host '" + host + "'; allowed 127.0.0.0/8, [::1] or localhost; pass --allow-remote "
+    throw UsageError("--url has host '" + host +
+                     "'; allowed 127.0.0.0/8, [::1] or localhost; pass --allow-remote "
                      "only for a machine that is yours to load");
 }
 

@@ -113,7 +113,7 @@ class GrpcListener:
 
         self._server = aio.server(options=_options(self.limits))
         self._server.add_generic_rpc_handlers((_Methods(self),))
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
@@ -229,7 +229,7 @@ class GrpcListener:
         self._ledger.settle(settled, time.monotonic_ns())
 
 
-class _Methods(grpc.GenericRpcHandler):
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Looks a method path up in the listener's tables."""
 
     def __init__(self, listener: GrpcListener) -> None:

@@ -70,7 +70,7 @@ def spec_of(config: ModelConfig, version: str) -> ModelSpec:
         platform=config.platform or config.backend,
         backend=config.backend,
         max_batch_size=config.max_batch_size,
-        inputs=tuple(_tensor_spec(tensor) for tensor in config.input),
+        inputs=tuple(_tensor_spec(tensor, is_optional=tensor.optional) for tensor in config.input),
         outputs=tuple(_tensor_spec(tensor) for tensor in config.output),
         parameters={name: parameter.string_value for name, parameter in config.parameters.items()},
     )
@@ -124,7 +124,10 @@ def _complete(config: ModelConfig, folder: str) -> None:
     if config.version_policy.WhichOneof("policy_choice") is None:
         config.version_policy.latest.num_versions = 1
     if not config.instance_group:
-        config.instance_group.add(name=config.name, count=1, kind=ModelInstanceGroup.KIND_AUTO)
+        config.instance_group.add(kind=ModelInstanceGroup.KIND_AUTO)
+    for index, group in enumerate(config.instance_group):
+        group.name = group.name or f"{config.name}_{index}"
+        group.count = group.count or 1
 
 
 def _check(config: ModelConfig, folder: str, source: _Source) -> None:
@@ -164,9 +167,8 @@ def _check_tensor(tensor: Any, path: str, names: set[str], source: _Source) -> N
         raise source.error(token, f"{path}.reshape is set; allowed dims as the model has them", f"{path}.reshape")
 
 
-def _tensor_spec(tensor: Any) -> TensorSpec:
+def _tensor_spec(tensor: Any, *, is_optional: bool = False) -> TensorSpec:
     datatype = DataType.Name(tensor.data_type).removeprefix("TYPE_")
-    is_optional = getattr(tensor, "optional", False)
     return TensorSpec(tensor.name, "BYTES" if datatype == "STRING" else datatype, tuple(tensor.dims), is_optional)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -36,7 +38,7 @@ def free_ports(num: int) -> list[int]:
 def wait_until(is_done: Callable[[], Any], timeout_s: float, what: str) -> Any:
     """Polls a real condition; fails with its name."""
     give_up_s = time.monotonic() + timeout_s
-    pause = __import__("threading").Event()
+    pause = threading.Event()
     while time.monotonic() < give_up_s:
         result = is_done()
         if result:
@@ -86,7 +88,10 @@ class Server:
                 [str(Path(sys.executable).parent / "serve"), "run", str(self.config_path)],
                 cwd=ROOT, env=self.environment(), stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        wait_until(self.is_ready_or_dead, ready_s, f"the server is ready; its log ends:\n{self.tail()}")
+        try:
+            wait_until(self.is_ready_or_dead, ready_s, "the server is ready")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its log ends:\n{self.tail()}") from None
         assert self._process.poll() is None, self.tail()
         return self
 
@@ -143,10 +148,9 @@ class Server:
 
     def dashboard(self) -> str:
         """Where `serve deploy` finds this cluster: said in the log of `serve run`."""
-        for line in self.log_path.read_text(errors="replace").splitlines():
-            if "dashboard at" in line:
-                return "http://" + "".join(c for c in line.split("dashboard at")[1] if c.isalnum() or c in ".:").removeprefix("http:").strip("/")
-        raise AssertionError("no dashboard in the log:\n" + self.tail())
+        found = re.search(r"dashboard at\D*?(http://[\d.]+:\d+)", self.log_path.read_text(errors="replace"))
+        assert found is not None, self.tail()
+        return found[1]
 
     def replicas(self) -> list[psutil.Process]:
         """The ingress replicas' processes."""
@@ -190,9 +194,7 @@ class Server:
 def _config(server: Server, overrides: dict[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     args = config["applications"][0]["args"]
-    args["listen"].update(
-        http_port=server.http_port, grpc_port=server.grpc_port, metrics_port=server.metrics_port
-    )
+    args["listen"].update(http_port=server.http_port, grpc_port=server.grpc_port, metrics_port=server.metrics_port)
     args["features"]["path"] = str(server.folder / "features")
     args["run_dir"] = str(server.run_dir)
     for path, value in overrides.items():

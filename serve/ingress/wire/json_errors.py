@@ -57,6 +57,6 @@ def _shown(body: bytes, path: str) -> str:
         for step in _STEP.finditer("." + path if path and path[0] != "[" else path):
             value = value[int(step["index"])] if step["index"] else value[step["key"]]
         text = msgspec.json.encode(value).decode()
-    except (msgspec.MsgspecError, KeyError, IndexError, TypeError, RecursionError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return "something else"
     return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…"

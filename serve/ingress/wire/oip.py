@@ -1,8 +1,6 @@
-"""The Open Inference Protocol's values, without HTTP or gRPC in them.
+"""What the Open Inference Protocol's two codecs share: parameters with a meaning, inputs, outputs, classification.
 
-Both codecs turn a message into an `InferRequest` and an `InferResponse` into a message; what the two protocols share
-(parameters with a meaning, which inputs and outputs a model has, the classification extension) is decided here, once.
-The values are frozen msgspec structs, because one is built in 0.2 µs and a frozen dataclass in 1.1 µs.
+Called by `oip_http` and `oip_grpc`, which turn a message into an `InferRequest` and an `InferResponse` into a message.
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ import msgspec
 from serve.backends.base import ModelSpec, Tensor, TensorSpec
 from serve.errors import Internal, InvalidInput, Unsupported
 from serve.ingress.wire.oip_tensors import datatype_of, num_elements, top_classes
-
-Parameter = bool | int | float | str
+from serve.pipelines.infer.contract import InferRequest, InferResponse, Parameter, RequestedOutput
 
 _RESERVED_PREFIX = "triton_"
 _SEQUENCE_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -25,42 +22,9 @@ _SEQUENCE_TYPES: Mapping[str, tuple[type, ...]] = {
     "sequence_start": (bool,),
     "sequence_end": (bool,),
 }
-_BINARY_ONLY = ("FP16", "BF16")
-_NOT_CLASSIFIABLE = ("BOOL", "BYTES")
+_BINARY_ONLY = frozenset({"FP16", "BF16"})
+_NOT_CLASSIFIABLE = frozenset({"BOOL", "BYTES"})
 _MAX_INT64 = 2**63 - 1
-
-
-class RequestedOutput(msgspec.Struct, frozen=True):
-    """One output the client wants. `num_classes` > 0 asks for the best classes instead of the tensor."""
-
-    name: str
-    is_binary: bool = True
-    num_classes: int = 0
-
-
-class InferRequest(msgspec.Struct, frozen=True):
-    """One checked infer request. `inputs` are row-major, read-only views of the request's body where possible; BYTES
-    tensors are object arrays of `bytes`. `batch_size` is None for a model without a batch dimension. `parameters` are
-    the client's own ones and the sequence_* ones; timeout, priority and binary_data_output are lifted out of them.
-    """
-
-    inputs: Mapping[str, Tensor]
-    outputs: tuple[RequestedOutput, ...]
-    id: str = ""
-    parameters: Mapping[str, Parameter] = {}
-    timeout_us: int | None = None
-    priority: int = 0
-    batch_size: int | None = None
-
-
-class InferResponse(msgspec.Struct, frozen=True):
-    """One request's answer: every output of the model. `labels` names an output's classes, by index."""
-
-    model_name: str
-    model_version: str
-    outputs: Mapping[str, Tensor]
-    parameters: Mapping[str, Parameter] = {}
-    labels: Mapping[str, Sequence[str]] = {}
 
 
 class RequestOptions(msgspec.Struct, frozen=True):
@@ -107,6 +71,8 @@ class InputGate:
             raise InvalidInput(
                 f"inputs lack {_listed(lacking)}; model {self._spec.name!r} needs {_listed(needed)}", field="inputs"
             )
+        if self._batch_size is None and self._spec.max_batch_size > 0:
+            raise InvalidInput("inputs is empty; allowed at least one, it says the batch size", field="inputs")
         return self._batch_size
 
     def _unknown(self, field_path: str, name: str) -> InvalidInput:
@@ -162,8 +128,8 @@ def requested_outputs(
     """
     if not wanted:
         wanted = [RequestedOutput(tensor.name, is_binary) for tensor in spec.outputs]
-        if is_binary:  # nothing in it can be wrong
-            return tuple(wanted)
+        if is_binary or _BINARY_ONLY.isdisjoint([tensor.datatype for tensor in spec.outputs]):
+            return tuple(wanted)  # nothing in it can be wrong
     datatypes = {tensor.name: tensor.datatype for tensor in spec.outputs}
     for index, output in enumerate(wanted):
         datatype = datatypes.pop(output.name, None)

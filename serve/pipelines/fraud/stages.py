@@ -15,6 +15,12 @@ from serve.pipelines.fraud.contract import MAX_FUTURE_S, RULES, DecisionKind, Re
 
 Rows = npt.NDArray[np.float32]
 _MAX_REASONS = 4
+_AMOUNT = FEATURES.index("amount")
+_RATIO_COLUMNS = tuple(
+    (i, FEATURES.index(name.removeprefix("amount_over_")))
+    for i, name in enumerate(FEATURES)
+    if name.startswith("amount_over_")
+)
 _OWN_COLUMNS = tuple(FEATURES.index(name) for name in ("amount", "hour_of_day", "is_night", "is_weekend"))
 
 
@@ -71,12 +77,17 @@ def assemble_rows(events: Events, customer: Windows, terminal: Windows) -> Rows:
 
 
 def average_rows(events: Events, policy: Policy) -> Rows:
-    """Rows for when the store cannot be read: the transaction's own columns, group averages for the rest."""
+    """Rows for when the store cannot be read: the transaction's own columns, group averages for the rest.
+
+    How the amount compares is computed from those averages: an average ratio would make every amount look usual.
+    """
     n = len(events.event_s)
     unknown = Windows(np.zeros((n, 8), np.int64), np.full(n, np.nan), np.zeros(n, np.bool_))
     own = assemble_rows(events, unknown, unknown)
     rows = np.tile(policy.group_averages, (n, 1))
     rows[:, _OWN_COLUMNS] = own[:, _OWN_COLUMNS]
+    for ratio, average in _RATIO_COLUMNS:
+        rows[:, ratio] = rows[:, _AMOUNT] / rows[:, average]
     return rows
 
 

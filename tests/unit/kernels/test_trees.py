@@ -84,10 +84,10 @@ def random_tree(
     )
 
 
+@np.errstate(over="ignore", under="ignore")
 def awkward_rows(random: np.random.Generator, trees: list[RawTree], num_rows: int) -> np.ndarray:
     """Rows of thresholds (ties), their float32 neighbours, categories, extremes, missing values and noise."""
-    with np.errstate(over="ignore"):
-        ties = np.concatenate([tree.threshold for tree in trees]).astype(np.float32)
+    ties = np.concatenate([tree.threshold for tree in trees]).astype(np.float32)
     shape = (num_rows, NUM_FEATURES)
     tie = random.choice(ties, shape)
     choices = [

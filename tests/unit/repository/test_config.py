@@ -43,11 +43,16 @@ def test_a_configuration_becomes_a_specification(tmp_path: Path) -> None:
     assert spec.parameters == {"model_type": "xgboost"}
 
 
+def test_an_input_may_be_optional(tmp_path: Path) -> None:
+    text = GOOD.replace("dims: [ 30 ]", "dims: [ 30 ] optional: true")
+    assert spec_of(read_config(folder(tmp_path, text)), "1").inputs[0].is_optional
+
+
 def test_what_triton_fills_in_is_filled_in(tmp_path: Path) -> None:
     config = read_config(folder(tmp_path, 'platform: "onnxruntime_onnx"', name="net"))
     assert (config.name, config.backend, config.max_batch_size) == ("net", "onnxruntime", 0)
     assert config.version_policy.latest.num_versions == 1
-    assert [(group.name, group.count) for group in config.instance_group] == [("net", 1)]
+    assert [(group.name, group.count) for group in config.instance_group] == [("net_0", 1)]
     assert not config.HasField("dynamic_batching")
     assert spec_of(config, "1").platform == "onnxruntime_onnx"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serve.backends.base import ModelSpec, Tensor, TensorSpec
 from serve.errors import Internal, InvalidInput, Unsupported
-from serve.ingress.wire.oip import InferRequest, InferResponse, RequestedOutput
+from serve.pipelines.infer.contract import InferRequest, InferResponse, RequestedOutput
 from serve.ingress.wire.oip_http import decode_infer, encode_infer
 from serve.ingress.wire.oip_tensors import DTYPES
 from tests.unit.ingress.wire.oip_cases import JSON_DATATYPES, TREES, assert_same, model, shapes, tensors
@@ -238,6 +238,16 @@ def test_missing_and_repeated_inputs_are_named() -> None:
     with pytest.raises(InvalidInput, match="repeated input") as caught:
         decode([X, X])
     assert caught.value.field == "inputs[1].name"
+
+
+def test_optional_inputs_may_be_left_out_but_not_all_of_them() -> None:
+    optional = TensorSpec("note", "BYTES", (1,), is_optional=True)
+    spec = ModelSpec("m", "1", "p", "b", BATCH, (*TREES.inputs, optional), TREES.outputs)
+    assert set(decode_infer(body(), None, spec).inputs) == {"input__0"}
+    with pytest.raises(InvalidInput, match=r"inputs lack 'input__0'; model 'm' needs 'input__0'$"):
+        decode_infer(body([]), None, spec)
+    with pytest.raises(InvalidInput, match="inputs is empty"):
+        decode_infer(body([]), None, ModelSpec("m", "1", "p", "b", BATCH, (optional,), TREES.outputs))
 
 
 def test_inputs_of_one_request_have_one_batch_size() -> None:

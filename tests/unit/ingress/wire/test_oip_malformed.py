@@ -16,7 +16,7 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from serve.errors import InvalidInput, TooLarge, Unsupported
 from serve.ingress.wire import oip_grpc, oip_http
-from serve.ingress.wire.oip import InferRequest
+from serve.pipelines.infer.contract import InferRequest
 from tests.unit.ingress.wire.oip_cases import model
 
 SPEC = model("FP32", "BYTES", "INT8", "BOOL")

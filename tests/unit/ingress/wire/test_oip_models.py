@@ -14,7 +14,7 @@ SPEC = ModelSpec(
     platform="ensemble",
     backend="",
     max_batch_size=0,
-    inputs=(TensorSpec("amount", "FP64", (-1, 1)), TensorSpec("note", "BYTES", (-1, 1))),
+    inputs=(TensorSpec("amount", "FP64", (-1, 1)), TensorSpec("note", "BYTES", (-1, 1), is_optional=True)),
     outputs=(TensorSpec("score", "FP32", (-1, 1)),),
     parameters={"budget_ms": "50"},
 )
@@ -37,6 +37,7 @@ def test_a_pipelines_config_is_an_ensemble_of_its_stages() -> None:
     assert config["ensemble_scheduling"]["step"][0]["model_version"] == -1
     assert config["platform"] == "ensemble"
     assert config["input"][1]["data_type"] == "TYPE_STRING"
+    assert [tensor["optional"] for tensor in config["input"]] == [False, True]
     assert config["parameters"] == {"budget_ms": {"string_value": "50"}}
 
 
