@@ -1,4 +1,5 @@
 # make serve   set everything up and answer on 127.0.0.1:8000 (HTTP), 8001 (gRPC), 8002 (metrics)
+# make deploy  apply what was changed in serve_config.yaml to the running server
 # make test    set everything up and run the tests
 # make check   lint, format, types, import contracts, generated code
 # make bench   list the benchmarks; make bench NAME=fraud runs one
@@ -13,15 +14,18 @@ stamp = $(VENV)/.$(1)-$(shell sha256sum requirements/$(1).txt | cut -c1-16)
 SERVE_STAMP := $(call stamp,serve)
 DEV_STAMP := $(call stamp,dev)
 
-# Ray: workers at the shell's priority, no usage report.
-RAY_ENV := RAY_worker_niceness=0 RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+# Ray: workers at the shell's priority, no usage report, and the token that `serve deploy` needs as well.
+RAY_ENV := RAY_AUTH_MODE=token RAY_worker_niceness=0 RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 
-.PHONY: serve test check bench lock protos load-generator system-packages clean
+.PHONY: serve deploy test check bench lock protos load-generator system-packages clean
 .DEFAULT_GOAL := serve
 
 serve: $(SERVE_STAMP)
 	@echo "==> starting (the first start compiles the models' trees: about a minute)"
 	@exec env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/serve run $(CONFIG)
+
+deploy: $(SERVE_STAMP)
+	@env $(RAY_ENV) $(BIN)/serve deploy $(CONFIG)
 
 test: $(DEV_STAMP) system-packages load-generator
 	@echo "==> tests"

@@ -267,10 +267,10 @@ def _breadth_first(
 ) -> tuple[npt.NDArray[np.int64], U32, int]:
     """(order, child, depth): nodes by level with siblings adjacent, each one's first child in that order."""
     levels = [np.zeros(1, np.int64)]
-    while (parents := levels[-1][is_inner[levels[-1]]]).size:
+    num_reached = 1
+    while (parents := levels[-1][is_inner[levels[-1]]]).size and num_reached <= first.size:
         levels.append(np.stack([first[parents], second[parents]], axis=1).ravel().astype(np.int64))
-        if sum(level.size for level in levels) > first.size:
-            break
+        num_reached += levels[-1].size
     order = np.concatenate(levels)
     if np.unique(order).size < order.size:
         raise MalformedForest(f"tree {index} has a node with two ways to it")

@@ -5,10 +5,11 @@ Made by a listener, read by stages, sinks (log, metrics, headers) and clients of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import count
 from os import urandom
 from typing import NewType
+
+from msgspec import Struct
 
 from serve.budgets.deadline import Deadline
 
@@ -19,8 +20,7 @@ EVERYONE = Principal("anonymous")
 DEFAULT_TENANT = TenantId("default")
 
 
-@dataclass(slots=True)
-class RequestContext:
+class RequestContext(Struct, eq=False):
     """Not frozen for one reason: `cancelled` is set when the client leaves, and stages look at it between them."""
 
     request_id: str

@@ -35,6 +35,7 @@ class Ingress:
             await loop.run_in_executor(None, self._start, tunables)
         else:
             self._replica.reconfigure(tunables)
+            log.info("applied %s", tunables)
 
     def _start(self, tunables: Tunables) -> None:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_dir(self._settings) / "numba"))

@@ -237,7 +237,7 @@ def run_dir(settings: Settings) -> Path:
     if settings.run_dir != "auto":
         return Path(settings.run_dir).expanduser().absolute()
     base = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"
-    return Path(base) / f"headroom-{os.getuid()}" / str(settings.listen.http_port)
+    return Path(base) / f"headroom-{os.getuid()}-{settings.listen.http_port}"
 
 
 def _folder(configured: str, variable: str, fallback: str, name: str) -> Path:

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from serve.assembly.endpoints import Service
 from serve.assembly.fraud import FraudPipeline, fraud_pipeline
@@ -97,8 +98,8 @@ class Replica:
         """Stops accepting, answers what was accepted, at most for `limits.drain_s`, and frees everything."""
         self._is_serving = False
         deadline_ns = time.monotonic_ns() + int(self._settings.limits.drain_s * 1e9)
-        for listener in self._listeners:
-            listener.drain(deadline_ns)
+        with ThreadPoolExecutor(max(1, len(self._listeners))) as drains:
+            list(drains.map(lambda listener: listener.drain(deadline_ns), self._listeners))
         for service in self._services.values():
             service.runner.stop(timeout_s=1.0)
         if self._fraud is not None:

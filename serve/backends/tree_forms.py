@@ -35,8 +35,9 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Batch sizes that are measured; a batch runs in the form that won the largest of them not above it."""
 
 _ROWS_PER_SAMPLE = 32
-_SAMPLES = 3
-_BUDGET_NS = 100_000_000
+_ROUNDS = 5
+_CLEARLY = 1.05
+_BUDGET_NS = 400_000_000
 _POSTPROCESSORS = {
     "identity": IDENTITY,
     "sigmoid": SIGMOID,
@@ -48,7 +49,7 @@ _POSTPROCESSORS = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`names[i]` won at `SIZES[i]`; `cost_us[name][i]` is what it took there, microseconds per batch."""
+    """`names[i]` won at `SIZES[i]`; `cost_us[name][i]` is the least it took there, microseconds per batch."""
 
     names: tuple[str, ...]
     cost_us: Mapping[str, tuple[float, ...]]
@@ -136,7 +137,10 @@ def num_disagreeing(imported: ImportedTrees, library: TreeLibrary, rows: F32) ->
 
 
 def measure(forms: Mapping[str, Form], rows: F32, num_columns: int, clock_ns: Callable[[], int]) -> Plan:
-    """Runs every form at every size on varied rows, least of three, and picks; a few milliseconds for usual models."""
+    """Runs every form at every size on varied rows, in turns, and picks; some 50 ms for 300 trees.
+
+    `clock_ns` should be the thread's own processor time: on a busy machine the wall clock measures the neighbours.
+    """
     out = np.empty((SIZES[-1], num_columns), np.float32)
     for form in forms.values():
         form(rows[:1], out[:1])
@@ -145,11 +149,31 @@ def measure(forms: Mapping[str, Form], rows: F32, num_columns: int, clock_ns: Ca
     for size in SIZES:
         if clock_ns() - began_ns > _BUDGET_NS and size > 1:
             break
-        for name, form in forms.items():
-            cost_us[name].append(min(_sample_us(form, rows, out[:size], clock_ns) for _ in range(_SAMPLES)))
-    winners = [min(forms, key=lambda name: cost_us[name][i]) for i in range(len(next(iter(cost_us.values()))))]
-    winners += winners[-1:] * (len(SIZES) - len(winners))
-    return Plan(tuple(winners), {name: tuple(costs) for name, costs in cost_us.items()})
+        rounds = [[_sample_us(form, rows, out[:size], clock_ns) for form in forms.values()] for _ in range(_ROUNDS)]
+        for name, samples in zip(forms, zip(*rounds, strict=True), strict=True):
+            cost_us[name].append(min(samples))
+    smooth = {name: _without_noise(costs) for name, costs in cost_us.items()}
+    return Plan(_winners(smooth), smooth)
+
+
+def _without_noise(costs: list[float]) -> tuple[float, ...]:
+    """The costs at doubling sizes, where no batch costs more than a larger one, or than two of half its size."""
+    for i in range(1, len(costs)):
+        costs[i] = min(costs[i], 2 * costs[i - 1])
+    for i in reversed(range(len(costs) - 1)):
+        costs[i] = min(costs[i], costs[i + 1])
+    return tuple(costs)
+
+
+def _winners(cost_us: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
+    """The form of every size: the one before, unless another is clearly faster; the last for sizes not measured."""
+    names: list[str] = []
+    for costs in zip(*cost_us.values(), strict=True):
+        by_name = dict(zip(cost_us, costs, strict=True))
+        fastest = min(by_name, key=by_name.__getitem__)
+        stays = bool(names) and by_name[names[-1]] <= by_name[fastest] * _CLEARLY
+        names.append(names[-1] if stays else fastest)
+    return tuple(names + names[-1:] * (len(SIZES) - len(names)))
 
 
 def _sample_us(form: Form, rows: F32, out: F32, clock_ns: Callable[[], int]) -> float:

@@ -1,10 +1,10 @@
 """Reads a tree model's file and rewrites it for the kernels, in a process of its own.
 
-Enters: a model file. Leaves: `forest.npz` (read back as `ImportedTrees`) or the C sources of the compiled form, in a
-folder. Called by `serve.backends.trees` on a cache miss. A child process, because Treelite's parsers, which are C++,
-crash, hang or ask for all memory on some damaged files; here that costs one failed load.
+Enters: a model file. Leaves, in a folder: `forest.npz`, read back as `ImportedTrees`, and `sources`, the trees as C.
+Called by `serve.backends.trees` on a cache miss. A child process, because Treelite's parsers, which are C++, crash,
+hang or ask for all memory on some damaged files; here that costs one failed load.
 
-As a program: `python -m serve.backends.tree_import MODEL_FILE MODEL_TYPE FOLDER forest|sources`.
+As a program: `python -m serve.backends.tree_import MODEL_FILE MODEL_TYPE FOLDER`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from kernels.forest import Forest, MalformedForest, RawTree, Real, build_forest
+from serve.backends.tree_shap import EXPLAINED_TYPES, write_tables
 from serve.errors import ModelLoadError, Unsupported
 
-IMPORT_REVISION = "1"
+IMPORT_REVISION = "2"
 """Part of the cache key: raise it when what is written here changes."""
 
 FILE_NAMES = {
@@ -36,27 +37,36 @@ FILE_NAMES = {
 }
 """The model types that are read and, as in Triton's FIL backend, the file each is looked for in."""
 
-NUM_SOURCE_FILES = 8
-_TIMEOUT_S = 120
+MAX_COMPILED_NODES = 200_000
+"""Larger models are not compiled: it takes minutes, and code of many megabytes runs from memory, not from cache."""
+
+_NODES_PER_FILE = 3_000
+_MAX_FEATURES = 100_000
+_TIMEOUT_S = 60
 _MEMORY_BYTES = 8 << 30
 _REFUSED, _NOT_OFFERED = 65, 69
 _BINARY_CLASSIFIER_TASK = 0
+_ANSWER_FIELDS = ("postprocessor", "alpha", "num_columns", "why_no_sources")
 _LEAF_TYPES = ("float32", "float64")
 
 
 @dataclass(frozen=True, slots=True)
 class ImportedTrees:
-    """A forest, and how its sums become answers: Treelite's post-processor with its parameter, answers per row."""
+    """A forest, and how its sums become answers: Treelite's post-processor with its parameter, answers per row.
+
+    `why_no_sources` is empty when the trees were also written as C.
+    """
 
     forest: Forest
     postprocessor: str
     alpha: float
     num_columns: int
+    why_no_sources: str = ""
 
 
-def import_model(model_file: Path, model_type: str, folder: Path, product: Literal["forest", "sources"]) -> None:
-    """Writes `forest.npz` or C sources into `folder`; raises ModelLoadError or Unsupported naming the file and why."""
-    command = [sys.executable, "-m", __name__, str(model_file), model_type, str(folder), product]
+def import_model(model_file: Path, model_type: str, folder: Path) -> None:
+    """Fills `folder` from the model file; raises ModelLoadError or Unsupported naming the file and why."""
+    command = [sys.executable, "-m", __name__, str(model_file), model_type, str(folder)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
     try:
         child = subprocess.run(
@@ -84,15 +94,10 @@ def read_forest(folder: Path) -> ImportedTrees:
 
 def main(arguments: list[str]) -> int:
     """The child's side; the last line on stderr is the reason of a failure."""
-    model_file, model_type, folder, product = arguments
+    model_file, model_type, folder = arguments
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     try:
-        model = load_treelite(Path(model_file), model_type)
-        imported = imported_trees(model)
-        if product == "forest":
-            _write_forest(imported, Path(folder))
-        else:
-            _write_sources(model, Path(folder))
+        import_here(Path(model_file), model_type, Path(folder))
     except Unsupported as error:
         return _fail(_NOT_OFFERED, error.message)
     except Exception as error:
@@ -100,13 +105,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def import_here(model_file: Path, model_type: str, folder: Path) -> None:
+    """`import_model` within this process; raises what the libraries raise, and may crash on a damaged file."""
+    model = load_treelite(model_file, model_type)
+    imported = imported_trees(model)
+    why_no_sources = _write_sources(model, imported.forest, folder / "sources")
+    _write_forest(dataclasses.replace(imported, why_no_sources=why_no_sources), folder)
+    if model_type in EXPLAINED_TYPES:
+        header = model.get_header_accessor()
+        trees = [raw_tree(model.get_tree_accessor(index), header) for index in range(model.num_tree)]
+        write_tables(model, trees, folder)
+
+
 def load_treelite(model_file: Path, model_type: str) -> Any:
     """The file as a `treelite.Model`; raises ValueError, OSError or Treelite's error. May crash on a damaged file."""
+    if model_file.stat().st_size == 0:
+        raise ValueError("the file is empty")
     import treelite
 
-    size_bytes = model_file.stat().st_size
-    if size_bytes == 0:
-        raise ValueError("the file is empty")
     if model_type == "xgboost_json":
         return treelite.frontend.load_xgboost_model(model_file, format_choice="json")
     if model_type == "xgboost_ubj":
@@ -128,6 +144,8 @@ def imported_trees(model: Any) -> ImportedTrees:
         raise Unsupported(f"trees with {model.output_type} leaves; allowed {' or '.join(_LEAF_TYPES)}")
     if field("num_target")[0] != 1:
         raise Unsupported(f"a model with {field('num_target')[0]} targets; allowed 1")
+    if not 1 <= model.num_feature <= _MAX_FEATURES:
+        raise Unsupported(f"a model of {model.num_feature} features; allowed 1 to {_MAX_FEATURES}")
     raw = [raw_tree(model.get_tree_accessor(index), header) for index in range(model.num_tree)]
     if not raw:
         raise MalformedForest("the model has no trees")
@@ -141,7 +159,7 @@ def imported_trees(model: Any) -> ImportedTrees:
         raise MalformedForest(f"{base.size} base scores for {num_sums} outputs")
     postprocessor, alpha = _postprocessor(header)
     is_probability = postprocessor == "sigmoid" and field("task_type")[0] == _BINARY_CLASSIFIER_TASK
-    forest = build_forest(raw, columns, base, int(field("num_feature")[0]))
+    forest = build_forest(raw, columns, base, model.num_feature)
     return ImportedTrees(forest, postprocessor, alpha, 2 if num_sums == 1 and is_probability else num_sums)
 
 
@@ -198,16 +216,25 @@ def _write_forest(imported: ImportedTrees, folder: Path) -> None:
     arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
     settings = {
         "forest": {name: value for name, value in fields.items() if name not in arrays},
-        "answers": {name: getattr(imported, name) for name in ("postprocessor", "alpha", "num_columns")},
+        "answers": {name: getattr(imported, name) for name in _ANSWER_FIELDS},
     }
     text = np.frombuffer(json.dumps(settings).encode(), np.uint8)
     np.savez(folder / "forest.npz", allow_pickle=False, settings=text, **arrays)
 
 
-def _write_sources(model: Any, folder: Path) -> None:
+def _write_sources(model: Any, forest: Forest, folder: Path) -> str:
+    """Writes the trees as C; returns why not where that is not possible."""
     import tl2cgen
 
-    tl2cgen.generate_c_code(model, dirpath=folder, params={"parallel_comp": min(NUM_SOURCE_FILES, model.num_tree)})
+    num_nodes = forest.child.size
+    if num_nodes > MAX_COMPILED_NODES:
+        return f"it has {num_nodes} nodes; allowed to compile {MAX_COMPILED_NODES}"
+    num_files = max(1, min(model.num_tree, num_nodes // _NODES_PER_FILE))
+    try:
+        tl2cgen.generate_c_code(model, dirpath=folder, params={"parallel_comp": num_files})
+    except tl2cgen.TL2cgenError as error:
+        return f"TL2cgen cannot write it as C: {_reason(error)}"
+    return ""
 
 
 def _reason(error: Exception) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from serve.errors import DependencyFailed
 
 FLAGS = ("-O1", "-march=native", "-fPIC", "-std=c99")
+LIBRARY = "trees.so"
 _TIMEOUT_S = 600
 _TYPES = {"float32": ctypes.sizeof(ctypes.c_float), "float64": ctypes.sizeof(ctypes.c_double)}
 
@@ -56,22 +57,25 @@ def find_compiler() -> Compiler | None:
     return None
 
 
-def build_library(sources: Path, library: Path, compiler: Compiler, progress: Callable[[str], None]) -> None:
-    """Compiles every .c file of `sources` on all cores and links `library`; raises DependencyFailed with the reason."""
+def build_library(sources: Path, folder: Path, compiler: Compiler, progress: Callable[[str], None]) -> None:
+    """Compiles every .c file of `sources` on all cores into `folder`; raises DependencyFailed saying why not."""
     files = sorted(sources.glob("*.c"))
+    objects = [folder / f"{file.stem}.o" for file in files]
+    compile_one = [compiler.path, *FLAGS, "-c"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs = [
-            pool.submit(_run, [compiler.path, *FLAGS, "-c", file.name, "-o", file.stem + ".o"], sources)
-            for file in files
-        ]
+        commands = [[*compile_one, str(file), "-o", str(object_)] for file, object_ in zip(files, objects, strict=True)]
+        jobs = [pool.submit(_run, command) for command in commands]
         for done, job in enumerate(as_completed(jobs), start=1):
             job.result()
             progress(f"compiling trees: {done} of {len(files)} files")
-    _run([compiler.path, "-shared", *(file.stem + ".o" for file in files), "-lm", "-o", str(library)], sources)
+    _run([compiler.path, "-shared", *map(str, objects), "-lm", "-o", str(folder / LIBRARY)])
+    for object_ in objects:
+        object_.unlink()
 
 
-def open_library(path: Path) -> TreeLibrary:
-    """Maps the library at `path`; raises DependencyFailed when it is not one of ours."""
+def open_library(folder: Path) -> TreeLibrary:
+    """Maps the library that was built in `folder`; raises DependencyFailed when it is not one of ours."""
+    path = folder / LIBRARY
     try:
         library = ctypes.CDLL(str(path))
         library.get_threshold_type.restype = library.get_leaf_output_type.restype = ctypes.c_char_p
@@ -87,9 +91,9 @@ def open_library(path: Path) -> TreeLibrary:
     return TreeLibrary(address, library.get_num_feature(), max(num_class), entry_bytes, library)
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DependencyFailed(f"the C compiler did not finish: {error}") from None
     if done.returncode != 0:

@@ -7,15 +7,12 @@ the artefact cache. Without a C compiler, or without room for its output, the Nu
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -35,18 +32,15 @@ from serve.backends.tree_forms import (
 )
 from serve.backends.tree_import import FILE_NAMES, IMPORT_REVISION, ImportedTrees, import_model, read_forest
 from serve.backends.tree_library import FLAGS, TreeLibrary, build_library, find_compiler, open_library
-from serve.errors import DependencyFailed, HeadroomError, InvalidInput, ModelLoadError, NotReady, Unsupported
+from serve.backends.tree_shap import Explainer, read_explainer
+from serve.errors import DependencyFailed, InvalidInput, ModelLoadError, NotReady, Unsupported
 from serve.repository.cache import ArtefactCache, artefact_key, cpu_features
 
 Progress = Callable[[str], None]
 
 INPUT, OUTPUT = "input__0", "output__0"
 
-MAX_COMPILED_NODES = 200_000
-"""Larger models are not compiled: it takes minutes, and code of many megabytes runs from memory, not from cache."""
-
 _FLOAT32 = np.dtype(np.float32)
-_XGBOOST_TYPES = ("xgboost_json", "xgboost_ubj")
 
 
 class TreeModel:
@@ -56,13 +50,14 @@ class TreeModel:
     """
 
     def __init__(
-        self, spec: ModelSpec, directory: Path, model_file: Path, forest: Forest, forms: Mapping[str, Form], plan: Plan
-    ) -> None:
+        self, spec: ModelSpec, directory: Path, explainer: Explainer | None, forest: Forest,
+        forms: Mapping[str, Form], plan: Plan,
+    ) -> None:  # fmt: skip
         self.spec = spec
         self.directory = directory
         self.plan = plan
-        self.engine = "treelite+numba" if "compiled" in forms else "numba"
-        self._model_file = model_file
+        self.engine = spec.parameters["engine"]
+        self._explainer = explainer
         self._num_features = forest.num_features
         self._num_sums = forest.base.size
         self._num_columns = spec.outputs[0].shape[-1]
@@ -104,28 +99,15 @@ class TreeModel:
     def contributions(self, rows: F32) -> F32:
         """Exact SHAP values of `rows` [n, features] on the sum before the sigmoid: [n, features + 1], the base last.
 
-        Milliseconds for a few rows, by XGBoost's own TreeSHAP; raises Unsupported for other model types and several
-        classes.
+        `rows` are C-contiguous float32; raises Unsupported for other models than XGBoost's of one output.
         """
-        if self.spec.parameters.get("model_type") not in _XGBOOST_TYPES or self._num_sums != 1:
+        if self._explainer is None:
             raise Unsupported(f"SHAP values of {self.spec.name}; allowed for XGBoost models of one output")
-        import xgboost
-
-        values = self._booster.predict(xgboost.DMatrix(rows, nthread=1), pred_contribs=True)
-        return np.asarray(values, np.float32)
+        return self._explainer.contributions(rows)
 
     def close(self) -> None:
         """Ends the model: calls that run finish, later ones raise NotReady."""
         self._form_by_bits = ()
-
-    @cached_property
-    def _booster(self) -> Any:
-        """The model in XGBoost itself, loaded when first explained; its library takes a second to import."""
-        import xgboost
-
-        booster = xgboost.Booster(model_file=self._model_file)
-        booster.set_param({"nthread": 1})
-        return booster
 
     def _form(self, num_rows: int) -> Form:
         try:
@@ -149,58 +131,54 @@ def load_trees(
     model_file = folder / (config.default_model_filename or FILE_NAMES[model_type])
     if not model_file.is_file():
         raise ModelLoadError(f"{model_file} is missing; it should hold the model as {model_type}")
-    imported = _imported(model_file, model_type, spec.name, cache, progress)
+    imported, sources, explainer = _imported(model_file, model_type, spec.name, cache, progress)
     spec = _completed(replace(spec, parameters={**spec.parameters, "model_type": model_type}), imported)
     scratch = make_scratch(imported.forest)
     forms = numba_forms(imported, scratch)
     try:
-        library = _library(model_file, model_type, spec.name, imported, cache, progress)
+        library = _library(model_file, spec.name, imported, sources, cache, progress)
         forms["compiled"] = compiled_form(imported, library, scratch)
-    except HeadroomError as error:
+    except DependencyFailed as error:
         progress(f"{spec.name} is served by the Numba kernels alone: {error.message}")
-    plan = measure(forms, probe_rows(imported.forest, SIZES[-1], 0.02), spec.outputs[0].shape[-1], time.monotonic_ns)
-    model = TreeModel(_described(spec, forms, plan), folder, model_file, imported.forest, forms, plan)
+    plan = measure(forms, probe_rows(imported.forest, SIZES[-1], 0.02), spec.outputs[0].shape[-1], time.thread_time_ns)
+    model = TreeModel(_described(spec, forms, plan), folder, explainer, imported.forest, forms, plan)
     progress(f"{spec.name}: {model.engine}; {model.spec.parameters['forms']}")
     return model
 
 
-def _imported(model_file: Path, model_type: str, name: str, cache: ArtefactCache, progress: Progress) -> ImportedTrees:
-    """The rewritten trees, from the cache if it can be used."""
+def _imported(
+    model_file: Path, model_type: str, name: str, cache: ArtefactCache, progress: Progress
+) -> tuple[ImportedTrees, Path, Explainer | None]:
+    """The rewritten trees, the folder of their C sources, and what explains them; from the cache if it can be used."""
 
     def build(folder: Path) -> None:
-        import_model(model_file, model_type, folder, "forest")
+        import_model(model_file, model_type, folder)
 
-    key = artefact_key(model_file, "forest", IMPORT_REVISION, model_type, version("treelite"))
+    libraries = (version("treelite"), version("tl2cgen"))
+    key = artefact_key(model_file, "import", IMPORT_REVISION, model_type, *libraries)
     try:
-        return read_forest(cache.get_or_build(key, f"{name}-forest", build, progress))
+        folder = cache.get_or_build(key, f"{name}-import", build, progress)
+        return read_forest(folder), folder / "sources", read_explainer(folder)
     except DependencyFailed as error:
         progress(f"{name} is imported without the cache: {error.message}")
-    with tempfile.TemporaryDirectory(prefix="headroom-") as folder:
-        build(Path(folder))
-        return read_forest(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="headroom-") as temporary:
+        build(Path(temporary))
+        return read_forest(Path(temporary)), Path(temporary) / "sources", read_explainer(Path(temporary))
 
 
 def _library(
-    model_file: Path, model_type: str, name: str, imported: ImportedTrees, cache: ArtefactCache, progress: Progress
+    model_file: Path, name: str, imported: ImportedTrees, sources: Path, cache: ArtefactCache, progress: Progress
 ) -> TreeLibrary:
-    """The trees as machine code, opened and compared with the kernels; raises a HeadroomError saying why not."""
-    num_nodes = imported.forest.child.size
-    if num_nodes > MAX_COMPILED_NODES:
-        raise DependencyFailed(f"it has {num_nodes} nodes; allowed to compile {MAX_COMPILED_NODES}")
+    """The trees as machine code, opened and compared with the kernels; raises DependencyFailed saying why not."""
     compiler = find_compiler()
-    if compiler is None:
-        raise DependencyFailed("there is no C compiler; allowed gcc, cc or clang in PATH")
+    if imported.why_no_sources or compiler is None:
+        raise DependencyFailed(imported.why_no_sources or "there is no C compiler; allowed gcc, cc or clang in PATH")
 
     def build(folder: Path) -> None:
-        sources = folder / "sources"
-        sources.mkdir()
-        import_model(model_file, model_type, sources, "sources")
-        build_library(sources, folder / "trees.so", compiler, lambda line: progress(f"{name}: {line}"))
-        shutil.rmtree(sources)
+        build_library(sources, folder, compiler, lambda line: progress(f"{name}: {line}"))
 
-    libraries = (version("treelite"), version("tl2cgen"))
-    key = artefact_key(model_file, "library", model_type, compiler.version, *FLAGS, cpu_features(), *libraries)
-    library = open_library(cache.get_or_build(key, f"{name}-library", build, progress) / "trees.so")
+    key = artefact_key(model_file, "library", sources.parent.name, compiler.version, *FLAGS, cpu_features())
+    library = open_library(cache.get_or_build(key, f"{name}-library", build, progress))
     shape, expected = (
         (library.num_features, library.num_sums),
         (imported.forest.num_features, imported.forest.base.size),
@@ -232,4 +210,5 @@ def _described(spec: ModelSpec, forms: Mapping[str, Form], plan: Plan) -> ModelS
     """The specification with what was found out about running it."""
     chosen = ", ".join(f"{name} from {rows}" for rows, name in plan.crossovers())
     measured = "; ".join(f"{name} {' '.join(f'{cost:.1f}' for cost in plan.cost_us[name])}" for name in forms)
-    return replace(spec, parameters={**spec.parameters, "forms": chosen, "forms_us": measured})
+    engine = "treelite+numba" if "compiled" in forms else "numba"
+    return replace(spec, parameters={**spec.parameters, "engine": engine, "forms": chosen, "forms_us": measured})

@@ -7,8 +7,9 @@ decode it, runs the flow and hands one `Answer` per arrival back to the listener
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+
+from msgspec import Struct
 
 from serve.batching.outcome import Outcome
 from serve.context import RequestContext
@@ -19,8 +20,7 @@ Payload = Any
 """Bytes as received, or a message already parsed by the listener. Only the endpoint's codec looks inside."""
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(Struct, frozen=True, gc=False):
     """An answer's body and what its headers must say beside the usual."""
 
     body: bytes
@@ -80,8 +80,7 @@ class Entrance(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True, eq=False):
     """What a listener needs to know of one endpoint of a pipeline or model."""
 
     codec: Codec
@@ -91,8 +90,7 @@ class Route:
     pipeline: str
 
 
-@dataclass(slots=True, eq=False)
-class Arrival:
+class Arrival(Struct, eq=False):
     """One request between its listener and its runner."""
 
     context: RequestContext
@@ -107,15 +105,15 @@ class Arrival:
     """Set by the listener's thread alone, by whoever is first: result, deadline or departure."""
 
 
-@dataclass(slots=True, eq=False)
-class Answer:
+class Answer(Struct, eq=False):
     """What the runner has for one arrival: a body or an error, never both."""
 
     arrival: Arrival
     encoded: Encoded | None
     error: HeadroomError | None
-    stages_ns: dict[str, int]
-    queue_ns: int
+    queue_ns: int = 0
+    server_timing: str = ""
+    """The batch's stages, as `budgets.timings.server_timing` writes them."""
     degraded: tuple[str, ...] = ()
     """What was left out, of any of its items."""
 

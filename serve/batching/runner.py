@@ -17,7 +17,7 @@ from serve.batching.collector import Collector
 from serve.batching.forming import form
 from serve.batching.outcome import Outcome
 from serve.budgets.ladder import Ladder
-from serve.budgets.timings import Timings
+from serve.budgets.timings import Timings, server_timing
 from serve.errors import HeadroomError, Internal, Overloaded
 from serve.observability.metrics import PipelineMetrics
 
@@ -116,7 +116,7 @@ class Runner:
             f"{left_ms:.1f} ms are left and no rung of pipeline {self.collector.name} is predicted to fit; retry later",
             reason="budget",
         )
-        return Answer(arrival, None, error, {}, now_ns - arrival.context.arrived_ns)
+        return Answer(arrival, None, error, now_ns - arrival.context.arrived_ns)
 
     def _run(self, arrivals: list[Arrival], rung: int, now_ns: int) -> int:
         timings = Timings()
@@ -128,11 +128,11 @@ class Runner:
             try:
                 decoded = arrival.route.codec.decode(arrival.payload)
             except HeadroomError as error:
-                answers.append(Answer(arrival, None, error, {}, now_ns - arrival.context.arrived_ns))
+                answers.append(Answer(arrival, None, error, now_ns - arrival.context.arrived_ns))
                 continue
             except Exception:
                 log.exception("decoding failed", extra={"request_id": arrival.context.request_id})
-                answers.append(Answer(arrival, None, Internal(), {}, now_ns - arrival.context.arrived_ns))
+                answers.append(Answer(arrival, None, Internal(), now_ns - arrival.context.arrived_ns))
                 continue
             slots.append((arrival, decoded))
             items.extend(item for item in decoded.items if not isinstance(item, HeadroomError))
@@ -141,9 +141,10 @@ class Runner:
         batch = Batch(rung, self._ladder.name(rung), deadline_ns, timings)
         results = iter(run_isolated(self._flow, items, batch) if items else ())
         timings.start()
+        stages = server_timing(timings.stages_ns)
         for arrival, decoded in slots:
             outcomes = [item if isinstance(item, HeadroomError) else next(results) for item in decoded.items]
-            answers.append(_encode(arrival, decoded.request, outcomes, timings.stages_ns, now_ns))
+            answers.append(_encode(arrival, decoded.request, outcomes, stages, now_ns))
         timings.end("encode")
         _reply(answers)
         for stage, duration_ns in timings.stages_ns.items():
@@ -166,19 +167,17 @@ def run_isolated(flow: Flow, items: Sequence[Any], batch: Batch) -> Sequence[Out
     return [*run_isolated(flow, items[:half], batch), *run_isolated(flow, items[half:], batch)]
 
 
-def _encode(
-    arrival: Arrival, request: Any, outcomes: Sequence[Outcome[Any]], stages_ns: dict[str, int], now_ns: int
-) -> Answer:
+def _encode(arrival: Arrival, request: Any, outcomes: Sequence[Outcome[Any]], stages: str, now_ns: int) -> Answer:
     queue_ns = now_ns - arrival.context.arrived_ns
     degraded = _degraded(outcomes)
     try:
         encoded = arrival.route.codec.encode(request, outcomes)
     except HeadroomError as error:
-        return Answer(arrival, None, error, stages_ns, queue_ns)
+        return Answer(arrival, None, error, queue_ns, stages)
     except Exception:
         log.exception("encoding failed", extra={"request_id": arrival.context.request_id})
-        return Answer(arrival, None, Internal(), stages_ns, queue_ns)
-    return Answer(arrival, encoded, None, stages_ns, queue_ns, degraded)
+        return Answer(arrival, None, Internal(), queue_ns, stages)
+    return Answer(arrival, encoded, None, queue_ns, stages, degraded)
 
 
 def _degraded(outcomes: Sequence[Outcome[Any]]) -> tuple[str, ...]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from serve.features.windows import Ints, Windows
+
+FailureKind = Literal["late", "busy", "full", "damaged", "replaced", "unavailable", "closed", "breaker_open", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ class FeatureStore(Protocol):
         ...
 
     def check(self) -> None:
-        """Looks whether the store is whole, and reopens it where it was replaced. Called about once a second."""
+        """Looks whether the store is whole, and opens it anew where it is not. Called about once a second, by any
+        thread.
+        """
         ...
 
     def close(self) -> None:
@@ -70,8 +74,12 @@ class FeatureStore(Protocol):
 
 
 class StoreFailed(Exception):
-    """The store could not read or record in time. `event` names how, for metrics: `late`, `full`, `damaged`, …"""
+    """The store could not read or record in time. `event` names how, for metrics:
 
-    def __init__(self, event: str, detail: str = "") -> None:
+    late, busy (an earlier late commit is still under way), full, damaged (and set aside), replaced (another file stands
+    in its place; opened anew), unavailable (could not be opened), closed, breaker_open, error (anything else).
+    """
+
+    def __init__(self, event: FailureKind, detail: str = "") -> None:
         super().__init__(detail or event)
-        self.event = event
+        self.event: FailureKind = event

@@ -45,7 +45,7 @@ class Gate:
         for route, arrivals in pushed.values():
             refused = route.collector.push(arrivals, now_ns)
             if refused:
-                self._answer([Answer(arrival, None, error, {}, 0) for arrival, error in refused])
+                self._answer([Answer(arrival, None, error) for arrival, error in refused])
 
     def _tick(self) -> None:
         expired = self._wheel.advance(time.monotonic_ns())
@@ -60,6 +60,6 @@ class Gate:
 def late_answer(arrival: Arrival) -> Answer:
     """What is answered at the deadline."""
     if arrival.context.cancelled:
-        return Answer(arrival, None, Cancelled("the client left"), {}, 0)
+        return Answer(arrival, None, Cancelled("the client left"))
     allowed_ms = (arrival.context.deadline.at_ns - arrival.context.arrived_ns) / 1e6
-    return Answer(arrival, None, DeadlineExceeded(f"no answer within the {allowed_ms:.1f} ms allowed"), {}, 0)
+    return Answer(arrival, None, DeadlineExceeded(f"no answer within the {allowed_ms:.1f} ms allowed"))

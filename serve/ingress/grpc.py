@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,6 @@ from grpc import aio
 
 from serve.batching.arrival import Answer, Arrival, Route
 from serve.budgets.deadline import parse_timeout_ms, tightest
-from serve.budgets.timings import server_timing
 from serve.context import RequestContext, RequestIds, is_request_id, is_traceparent
 from serve.errors import HeadroomError, Internal, InvalidInput, Overloaded
 from serve.ingress.gate import Gate
@@ -87,7 +87,8 @@ class GrpcListener:
 
     def reply(self, answers: Sequence[Answer]) -> None:
         """One wake-up per batch."""
-        self._loop.call_soon_threadsafe(self._resolve, answers)
+        with suppress(RuntimeError):  # the loop has ended: nobody waits for these any more
+            self._loop.call_soon_threadsafe(self._resolve, answers)
 
     # Thread
 
@@ -185,7 +186,7 @@ class GrpcListener:
         self._num_in_flight += 1
         if self._num_in_flight > self.limits.max_concurrent_requests:
             text = f"{self.limits.max_concurrent_requests} requests are in flight, which are allowed; retry later"
-            self._loop.call_soon(self._resolve, [Answer(arrival, None, Overloaded(text, reason="concurrency"), {}, 0)])
+            self._loop.call_soon(self._resolve, [Answer(arrival, None, Overloaded(text, reason="concurrency"))])
             return arrival
         self._gate.enter(arrival)
         return arrival
@@ -265,7 +266,7 @@ def _trailing(answer: Answer) -> Trailing:
     context = answer.arrival.context
     trailing: Trailing = (
         ("x-request-id", context.request_id),
-        ("server-timing", server_timing(answer.stages_ns, answer.queue_ns)),
+        ("server-timing", f"queue;dur={answer.queue_ns / 1e6:.3f}{answer.server_timing}"),
     )
     return trailing if context.traceparent is None else (*trailing, ("traceparent", context.traceparent))
 

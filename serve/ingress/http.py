@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from urllib.parse import unquote_to_bytes
 
@@ -19,7 +20,6 @@ import orjson
 
 from serve.batching.arrival import Answer, Arrival, Route
 from serve.budgets.deadline import parse_timeout_ms, tightest
-from serve.budgets.timings import server_timing
 from serve.context import RequestContext, RequestIds, is_request_id, is_traceparent
 from serve.errors import HeadroomError, InvalidInput, Overloaded
 from serve.ingress.admission import Admission
@@ -92,7 +92,8 @@ class HttpListener:
     def reply(self, answers: Sequence[Answer]) -> None:
         """Renders in the caller's thread, writes in the loop's: one wake-up per batch."""
         rendered = [self._render(answer) for answer in answers]
-        self._loop.call_soon_threadsafe(self._write, rendered)
+        with suppress(RuntimeError):  # the loop has ended: nobody waits for these any more
+            self._loop.call_soon_threadsafe(self._write, rendered)
 
     # Thread
 
@@ -218,7 +219,7 @@ class HttpListener:
             headers.append(("traceparent", context.traceparent))
         if answer.encoded is not None:
             encoded = answer.encoded
-            headers.append(("server-timing", server_timing(answer.stages_ns, answer.queue_ns)))
+            headers.append(("server-timing", f"queue;dur={answer.queue_ns / 1e6:.3f}{answer.server_timing}"))
             headers.extend(encoded.headers)
             data = head(encoded.status, encoded.content_type, len(encoded.body), tuple(headers), keep_alive=keep_alive)
             return answer, encoded.status, data + encoded.body, keep_alive
@@ -251,7 +252,7 @@ class HttpListener:
         self._ledger.opened(1)
         if route is not None:
             arrival = Arrival(request.context, request, route, 1, self, request)
-            self._loop.call_soon(self._write, [self._render(Answer(arrival, None, error, {}, 0))])
+            self._loop.call_soon(self._write, [self._render(Answer(arrival, None, error))])
             return
         status = http_status(error)
         headers = [("x-request-id", request.context.request_id)]

@@ -41,9 +41,9 @@ class HttpConnection(asyncio.Protocol):
     """Belongs to the listener's event loop. One request is in flight at a time; pipelined ones wait, bounded."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_endpoint", "_has_begun", "_head_bytes", "_is_parsing_head", "_is_write_paused",
-        "_parser", "_raw_headers", "_target", "_waiting", "current", "is_closing", "opened_ns", "since_ns", "transport",
-        "writable",
+        "_body", "_body_bytes", "_endpoint", "_has_begun", "_head_bytes", "_headers", "_is_parsing_head",
+        "_is_write_paused", "_parser", "_raw_headers", "_target", "_waiting", "current", "is_closing", "opened_ns",
+        "since_ns", "transport", "writable",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -52,6 +52,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting: deque[HttpRequest] = deque()
         self._target = b""
         self._raw_headers: list[tuple[bytes, bytes]] = []
+        self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._head_bytes = 0
@@ -83,6 +84,7 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.is_closing:
             return
+        self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -97,10 +99,10 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse(InvalidInput("the request is not valid HTTP/1.1"), 400, "malformed")
             return
-        if self._has_begun and self._is_parsing_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._endpoint.limits.max_header_bytes:
-                self._refuse(self._too_large_header(), 431, "header_size")
+        if not (self._has_begun and self._is_parsing_head):
+            self._head_bytes = 0
+        elif self._head_bytes > self._endpoint.limits.max_header_bytes:
+            self._refuse(self._too_large_header(), 431, "header_size")
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -135,12 +137,11 @@ class HttpConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._is_parsing_head = False
         limits = self._endpoint.limits
-        size = len(self._target) + sum([len(n) + len(v) + 4 for n, v in self._raw_headers])
-        if size > limits.max_header_bytes:
+        if self._head_bytes > limits.max_header_bytes and self._measured_head_bytes() > limits.max_header_bytes:
             raise _Refused(self._too_large_header(), 431, "header_size")
         self._head_bytes = 0
         self.since_ns = time.monotonic_ns()
-        headers = dict(self._raw_headers)
+        headers = self._headers = dict(self._raw_headers)
         length = int(headers.get(b"content-length", b"0"))
         if length > limits.max_body_bytes:
             raise _Refused(self._too_large_body(f"{length} bytes"), 413, "body_size")
@@ -156,11 +157,10 @@ class HttpConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._is_parsing_head = True
         self._has_begun = False
-        self._head_bytes = 0
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         keep_alive = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
         request = HttpRequest(
-            self, self._parser.get_method(), self._target, dict(self._raw_headers), body, keep_alive,
+            self, self._parser.get_method(), self._target, self._headers, body, keep_alive,
             time.monotonic_ns(), None, self._raw_headers,
         )  # fmt: skip
         if self.current is None:
@@ -225,6 +225,10 @@ class HttpConnection(asyncio.Protocol):
     def _resume_reading(self) -> None:
         if not self._waiting and not self._is_write_paused and not self.is_closing:
             self.transport.resume_reading()
+
+    def _measured_head_bytes(self) -> int:
+        """The head alone: what was received with it may hold a body."""
+        return len(self._target) + sum([len(name) + len(value) + 4 for name, value in self._raw_headers])
 
     def _refuse(self, error: HeadroomError, status: int, reason: str) -> None:
         self.is_closing = True

@@ -5,8 +5,9 @@ Pure. Called by the connection (in) and by the listener (out).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from serve.ingress.status import REASON_PHRASES
 
@@ -18,8 +19,7 @@ Headers = dict[bytes, bytes]
 HeaderItems = tuple[tuple[str, str], ...]
 
 
-@dataclass(slots=True, eq=False)
-class HttpRequest:
+class HttpRequest(Struct, eq=False):
     """One complete request. `headers` has lower-case names; of a repeated one the last stands."""
 
     connection: HttpConnection
@@ -31,7 +31,7 @@ class HttpRequest:
     keep_alive: bool
     arrived_ns: int
     context: RequestContext | None = None
-    raw_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    raw_headers: list[tuple[bytes, bytes]] = []
 
     @property
     def path(self) -> bytes:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from serve.batching.arrival import Arrival, Route
 from serve.context import RequestContext
@@ -18,8 +18,7 @@ from serve.observability.logs import AccessEntry, AccessLog
 from serve.observability.metrics import Metrics
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True, eq=False):
     """One request's end: what was answered, in the protocol's own status, and how large it was."""
 
     arrival: Arrival

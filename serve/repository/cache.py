@@ -191,7 +191,7 @@ def _size_bytes(entry: Path) -> int:
     total_bytes = 0
     for path in entry.rglob("*"):
         with contextlib.suppress(OSError):
-            total_bytes += path.lstat().st_size
+            total_bytes += path.stat().st_size if path.is_file() else 0
     return total_bytes
 
 

@@ -19,9 +19,12 @@ from typing import Any
 
 import psutil
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 150.0
+BUDGET_MS = 5000.0
+"""Of the fraud pipeline on the shared server: wide enough for a busy machine."""
 
 
 def free_ports(num: int) -> list[int]:
@@ -99,6 +102,7 @@ class Server:
         return {
             **os.environ,
             "RAY_ADDRESS": "local",
+            "RAY_AUTH_MODE": "token",
             "RAY_worker_niceness": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -138,6 +142,13 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code, error.read(), {k.lower(): v for k, v in error.headers.items()}
 
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over the series of `/metrics` that carry these labels; 0 for none."""
+        status, text = self.get("/metrics", self.metrics_port)
+        assert status == 200, text
+        samples = [sample for family in text_string_to_metric_families(text.decode()) for sample in family.samples]
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
     def deploy(self) -> None:
         """`serve deploy` of the configuration as it is now."""
         self.write_config()
@@ -148,7 +159,8 @@ class Server:
 
     def dashboard(self) -> str:
         """Where `serve deploy` finds this cluster: said in the log of `serve run`."""
-        found = re.search(r"dashboard at\D*?(http://[\d.]+:\d+)", self.log_path.read_text(errors="replace"))
+        log = re.sub(r"\x1b\[[0-9;]*m", "", self.log_path.read_text(errors="replace"))
+        found = re.search(r"dashboard at (http://[\d.]+:\d+)", log)
         assert found is not None, self.tail()
         return found[1]
 

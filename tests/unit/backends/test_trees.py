@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
-from pathlib import Path
 
 import lightgbm
 import numpy as np
@@ -14,10 +13,10 @@ import treelite
 import xgboost
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from serve.backends import tree_forms, trees
+from serve.backends import trees
 from serve.backends.base import ModelSpec, TensorSpec
-from serve.backends.tree_forms import SIZES, Plan, measure, probe_rows
-from serve.backends.tree_import import FILE_NAMES, imported_trees, load_treelite, read_forest
+from serve.backends.tree_forms import SIZES, Plan, probe_rows
+from serve.backends.tree_import import FILE_NAMES, import_here, imported_trees, load_treelite
 from serve.backends.trees import TreeModel, load_trees
 from serve.errors import InvalidInput, ModelLoadError, NotReady, Unsupported
 from serve.repository.cache import ArtefactCache
@@ -59,11 +58,11 @@ def train_xgboost(objective, num_classes=2, num_trees=12, is_categorical=False, 
     return booster, predict
 
 
-def train_lightgbm(objective, num_classes=2, **parameters):
+def train_lightgbm(objective, num_classes=2, categories="auto", **parameters):
     rows, labels = training_set(num_classes=num_classes)
     settings = {"objective": objective, "num_threads": 1, "verbose": -1, "num_leaves": 40, "min_data_in_leaf": 3}
     settings |= ({"num_class": num_classes} if num_classes > 2 else {}) | parameters
-    booster = lightgbm.train(settings, lightgbm.Dataset(rows, labels), 10)
+    booster = lightgbm.train(settings, lightgbm.Dataset(rows, labels, categorical_feature=categories), 10)
 
     def predict(rows):
         found = booster.predict(rows.astype(np.float64), num_threads=1)
@@ -94,27 +93,26 @@ def sklearn_case(folder, estimator, predict):
 
 CASES = {
     "binary": lambda folder: xgboost_case(folder, "binary:logistic"),
-    "without missing values": lambda folder: xgboost_case(folder, "binary:logistic", base_score=0.2),
     "regression": lambda folder: xgboost_case(folder, "reg:squarederror"),
     "poisson": lambda folder: xgboost_case(folder, "count:poisson"),
     "multi-class": lambda folder: xgboost_case(folder, "multi:softprob", num_classes=4),
     "categorical": lambda folder: xgboost_case(folder, "binary:logistic", is_categorical=True),
-    "deep": lambda folder: xgboost_case(folder, "reg:squarederror", max_depth=14, min_child_weight=0),
+    "deep": lambda folder: xgboost_case(folder, "reg:squarederror", max_depth=14, num_trees=4, min_child_weight=0),
     "single leaf": lambda folder: xgboost_case(folder, "binary:logistic", max_depth=1, gamma=1e9, base_score=0.3),
     "dart": lambda folder: xgboost_case(folder, "binary:logistic", booster="dart", rate_drop=0.5),
     "forest of xgboost": lambda folder: xgboost_case(folder, "binary:logistic", num_parallel_tree=3, num_trees=3),
     "lightgbm": lambda folder: lightgbm_case(folder, "binary"),
-    "lightgbm, categorical": lambda folder: lightgbm_case(folder, "regression", categorical_feature=[5]),
+    "lightgbm, categorical": lambda folder: lightgbm_case(folder, "regression", categories=[5]),
     "lightgbm, multi-class": lambda folder: lightgbm_case(folder, "multiclass", num_classes=3),
     "lightgbm, one against all": lambda folder: lightgbm_case(folder, "multiclassova", num_classes=3),
     "lightgbm, random forest": lambda folder: lightgbm_case(
         folder, "regression", boosting="rf", bagging_freq=1, bagging_fraction=0.5
     ),
     "sklearn, classifier": lambda folder: sklearn_case(
-        folder, sklearn.ensemble.RandomForestClassifier(9, random_state=0, n_jobs=1), "predict_proba"
+        folder, sklearn.ensemble.RandomForestClassifier(4, random_state=0, n_jobs=1), "predict_proba"
     ),
     "sklearn, regressor": lambda folder: sklearn_case(
-        folder, sklearn.ensemble.ExtraTreesRegressor(9, max_depth=6, random_state=0, n_jobs=1), "predict"
+        folder, sklearn.ensemble.ExtraTreesRegressor(5, max_depth=6, random_state=0, n_jobs=1), "predict"
     ),
     "sklearn, boosted": lambda folder: sklearn_case(
         folder, sklearn.ensemble.GradientBoostingRegressor(n_estimators=9, random_state=0), "predict"
@@ -133,6 +131,10 @@ def case(request, tmp_path_factory, cache):
     model_type, predict = CASES[request.param](folder)
     imported = imported_trees(load_treelite(folder / FILE_NAMES[model_type], model_type))
     rows = probe_rows(imported.forest, max(BATCHES), 0.0 if model_type == "treelite_checkpoint" else 0.15)
+    if (
+        model_type == "lightgbm"
+    ):  # which takes values up to 1e-35 for zero before it looks at the trees; nobody else does
+        rows[np.abs(rows) < 1e-34] = 0
     return folder, model_type, predict, rows
 
 
@@ -144,24 +146,19 @@ def test_every_form_gives_the_answers_of_the_library(case, cache, monkeypatch):
     def only(name):
         return lambda forms, *_: tried.append(name) or Plan((name,) * len(SIZES), dict.fromkeys(forms, (0.0,)))
 
-    names = list(load(folder, model_type, cache).plan.cost_us)
-    assert "compiled" in names
-    for name in names:
-        monkeypatch.setattr(trees, "measure", only(name))
-        model = load(folder, model_type, cache)
+    def check(model, name):
         for size in BATCHES:
             found = model.infer({"input__0": rows[:size]})["output__0"]
             np.testing.assert_allclose(found, expected[:size], rtol=2e-5, atol=2e-6, err_msg=f"{name}, {size} rows")
-    assert tried == names
 
-
-def test_the_plan_serves_every_batch_size(case, cache):
-    folder, model_type, predict, rows = case
-    model = load(folder, model_type, cache)
-    assert model.engine == "treelite+numba"
-    for size in BATCHES:
-        found = model.infer({"input__0": rows[:size]})["output__0"]
-        np.testing.assert_allclose(found, predict(rows)[:size], rtol=2e-5, atol=2e-6)
+    monkeypatch.setattr(trees, "import_model", import_here)
+    measured = load(folder, model_type, cache)
+    check(measured, "measured")
+    assert measured.engine == "treelite+numba"
+    for name in measured.plan.cost_us:
+        monkeypatch.setattr(trees, "measure", only(name))
+        check(load(folder, model_type, cache), name)
+    assert tried == list(measured.plan.cost_us)
 
 
 @pytest.fixture(scope="module")
@@ -281,10 +278,12 @@ def test_without_a_compiler_the_numba_kernels_serve_alone(binary, cache, monkeyp
 def test_compiled_trees_that_disagree_are_not_used(binary, tmp_path_factory, monkeypatch):
     other = tmp_path_factory.mktemp("other")
     train_xgboost("binary:logistic", max_depth=2)[0].save_model(other / "xgboost.json")
-    import_model = trees.import_model
 
-    def import_another(model_file, model_type, folder, product):
-        import_model(other / "xgboost.json" if product == "sources" else model_file, model_type, folder, product)
+    def import_another(model_file, model_type, folder):
+        import_here(other / "xgboost.json", model_type, folder)
+        (folder / "forest.npz").unlink()
+        import_here(model_file, model_type, other)
+        (other / "forest.npz").rename(folder / "forest.npz")
 
     monkeypatch.setattr(trees, "import_model", import_another)
     lines = []
@@ -293,7 +292,8 @@ def test_compiled_trees_that_disagree_are_not_used(binary, tmp_path_factory, mon
     assert any("disagree with the kernels on" in line for line in lines)
 
 
-def test_a_cache_that_cannot_be_used_costs_only_the_compiled_form(binary, tmp_path):
+def test_a_cache_that_cannot_be_used_costs_only_the_compiled_form(binary, tmp_path, monkeypatch):
+    monkeypatch.setattr(trees, "import_model", import_here)
     root = tmp_path / "open"
     root.mkdir(mode=0o755)
     lines = []
@@ -306,37 +306,6 @@ def test_the_second_load_reads_no_model_and_compiles_nothing(binary, cache, monk
     load(binary[0], "xgboost_json", cache)
     monkeypatch.setattr(trees, "import_model", lambda *_: pytest.fail("imported again"))
     assert load(binary[0], "xgboost_json", cache).engine == "treelite+numba"
-
-
-def test_the_fastest_form_is_chosen_at_every_size():
-    now_ns = 0
-
-    def clock_ns():
-        return now_ns
-
-    def costing(fixed_ns, row_ns):
-        def form(rows, out):
-            nonlocal now_ns
-            now_ns += fixed_ns + row_ns * len(rows)
-
-        return form
-
-    forms = {"few": costing(100, 90), "many": costing(1000, 10)}
-    plan = measure(forms, np.zeros((SIZES[-1], 1), np.float32), 1, clock_ns)
-    assert plan.crossovers() == ((1, "few"), (16, "many"))
-    assert plan.cost_us["many"][0] == pytest.approx(1.01)
-
-
-def test_a_slow_model_is_measured_at_small_sizes_only():
-    now_ns = 0
-
-    def form(rows, out):
-        nonlocal now_ns
-        now_ns += 10**8
-
-    plan = measure({"slow": form}, np.zeros((SIZES[-1], 1), np.float32), 1, lambda: now_ns)
-    assert len(plan.cost_us["slow"]) == 1
-    assert plan.names == ("slow",) * len(SIZES)
 
 
 @pytest.mark.parametrize(
@@ -394,54 +363,3 @@ def test_another_file_name_is_taken_from_the_configuration(binary, cache, tmp_pa
     spec = ModelSpec("m", "1", "fil", "fil", 8, (), (), {})
     model = load_trees(tmp_path, ModelConfig(default_model_filename="mine"), spec, lambda line: None, cache=cache)
     assert isinstance(model, TreeModel)
-
-
-def damage(content: bytes, kind: str) -> bytes:
-    random = np.random.default_rng(5)
-    if kind == "empty":
-        return b""
-    if kind == "noise":
-        return random.bytes(500)
-    if kind == "cut":
-        return content[: len(content) // 2]
-    flipped = np.frombuffer(content, np.uint8).copy()
-    flipped[random.integers(0, len(flipped), 40)] ^= 16
-    return flipped.tobytes()
-
-
-@pytest.mark.parametrize("model_type", FILE_NAMES)
-@pytest.mark.parametrize("kind", ["empty", "noise", "cut", "flipped"])
-def test_a_damaged_file_is_refused_with_its_name(binary, cache, tmp_path, model_type, kind):
-    name = FILE_NAMES[model_type]
-    (tmp_path / name).write_bytes(damage((binary[0] / name).read_bytes(), kind))
-    with pytest.raises((ModelLoadError, Unsupported), match=name.replace(".", r"\.")) as caught:
-        load(tmp_path, model_type, cache)
-    assert "Traceback" not in caught.value.message
-
-
-def test_a_file_that_crashes_the_parser_is_refused(tmp_path, cache, monkeypatch):
-    (tmp_path / "xgboost.json").write_text("{}")
-    monkeypatch.setenv("PYTHONPATH", "")
-    crash = tmp_path / "treelite.py"
-    crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModelLoadError, match=r"crashed the parser \(signal 11\)"):
-        load(tmp_path, "xgboost_json", cache)
-
-
-def test_the_import_is_read_back_unchanged(binary, tmp_path):
-    trees.import_model(Path(binary[0] / "xgboost.json"), "xgboost_json", tmp_path, "forest")
-    expected = imported_trees(load_treelite(binary[0] / "xgboost.json", "xgboost_json"))
-    found = read_forest(tmp_path)
-    assert (found.postprocessor, found.alpha, found.num_columns) == ("sigmoid", 1.0, 2)
-    for name in ("sources", "roots", "columns", "slot", "bound", "child", "category", "bitsets", "leaf", "base"):
-        assert np.array_equal(getattr(found.forest, name), getattr(expected.forest, name)), name
-    assert found.forest.depth == expected.forest.depth
-
-
-def test_probe_rows_tie_with_thresholds(binary):
-    forest = imported_trees(load_treelite(binary[0] / "xgboost.json", "xgboost_json")).forest
-    rows = tree_forms.probe_rows(forest, 200, 0.1)
-    thresholds = np.abs(forest.bound[forest.child > 0])
-    assert np.isin(np.abs(rows), thresholds).mean() > 0.2
-    assert np.isnan(rows).mean() == pytest.approx(0.1, abs=0.05)

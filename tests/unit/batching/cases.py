@@ -99,7 +99,9 @@ def _text(outcome: Any) -> str:
 class CallFlow:
     """A flow of one function; remembers the sizes of the batches it was called with."""
 
-    def __init__(self, call: Callable[[Sequence[Any], Batch], Sequence[Any]] = lambda items, batch: list(items)) -> None:
+    def __init__(
+        self, call: Callable[[Sequence[Any], Batch], Sequence[Any]] = lambda items, batch: list(items)
+    ) -> None:
         self._call = call
         self.batches: list[list[Any]] = []
         self.rungs: list[int] = []
@@ -133,6 +135,7 @@ class RunnerBench:
 
     def __init__(self, flow: CallFlow | None = None, ladder: Ladder | None = None, **options: Any) -> None:
         self.flow = flow or CallFlow()
+        self.clock: Callable[[], int] = time.monotonic_ns
         self.metrics = SilentMetrics()
         self.listener = RecordingListener()
         self.collector = Collector("pipeline", max_items=options.pop("max_items", 1000))
@@ -142,7 +145,7 @@ class RunnerBench:
 
     def arrive(self, *payloads: Any, left_ns: int = FAR_NS, **options: Any) -> list[Arrival]:
         """Pushes one arrival per payload; those that were taken in."""
-        now_ns = time.monotonic_ns()
+        now_ns = self.clock()
         options.setdefault("listener", self.listener)
         arrivals = [
             arrival(max(1, len(p)), left_ns=left_ns, now_ns=now_ns, payload=p, collector=self.collector, **options)

@@ -33,7 +33,7 @@ waiting_lists = st.lists(
         cancelled=st.sampled_from([False] * 9 + [True]),
         is_answered=st.sampled_from([False] * 9 + [True]),
     ),
-    max_size=25,
+    max_size=15,
 )
 
 

@@ -32,13 +32,13 @@ def test_the_share_of_samples_below_the_estimate_is_the_quantile(q, scale_ns):
     assert num_below / 18_000 == pytest.approx(q, abs=0.01)
 
 
-def test_the_estimate_stays_within_a_third_of_the_true_quantile():
+def test_the_estimate_stays_within_a_half_of_the_true_quantile():
     rng = np.random.default_rng(2)
     true_ns = MS * np.exp(0.4 * 1.2816)
     estimate = fed(MS * rng.lognormal(0, 0.4, 500))
     for sample_ns in MS * rng.lognormal(0, 0.4, 2_000):
         estimate.observe(int(sample_ns))
-        assert true_ns / 1.34 < estimate.ns < true_ns * 1.34
+        assert true_ns / 1.5 < estimate.ns < true_ns * 1.5
 
 
 def test_a_constant_stream_is_its_own_estimate():

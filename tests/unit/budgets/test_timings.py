@@ -50,14 +50,12 @@ def test_two_batches_do_not_share_their_stages():
     assert Timings().stages_ns == {}
 
 
-def test_server_timing_is_in_milliseconds_with_the_queue_first():
-    text = server_timing({"decode": 12_345, "score": 2 * MS}, 100_000)
-    assert text == "queue;dur=0.100, decode;dur=0.012, score;dur=2.000"
+def test_server_timing_is_in_milliseconds_and_follows_the_requests_own_queue():
+    assert server_timing({"decode": 12_345, "score": 2 * MS}) == ", decode;dur=0.012, score;dur=2.000"
+    assert server_timing({}) == ""
 
 
-@given(
-    st.dictionaries(st.from_regex(r"[a-z_]{1,12}", fullmatch=True), st.integers(0, 10**12)), st.integers(-(10**9), 10**12)
-)
-def test_server_timing_is_a_valid_header_whatever_the_times(stages_ns, queue_ns):
-    metric = r"[a-z_]+;dur=-?\d+\.\d{3}"
-    assert re.fullmatch(rf"{metric}(, {metric})*", server_timing(stages_ns, queue_ns))
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,12}", fullmatch=True), st.integers(0, 10**12)))
+def test_server_timing_behind_a_queue_is_a_valid_header_whatever_the_times(stages_ns):
+    metric = r"[a-z_]+;dur=\d+\.\d{3}"
+    assert re.fullmatch(rf"{metric}(, {metric})*", "queue;dur=0.100" + server_timing(stages_ns))

@@ -1,0 +1,119 @@
+"""Draws results: a benchmark's payload enters, a PNG leaves.
+
+    python -m benchmarks.plot        # both pictures again, from results/*.json
+
+Called by benchmarks/fraud.py and benchmarks/peers.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from benchmarks.record import RESULTS
+
+Row = dict[str, Any]
+COLOURS = ("#0b6e99", "#c2541b", "#3a7d44", "#7b4fa3", "#8a6d1d")
+_GREY = "#555555"
+
+
+def plot_fraud(payload: dict[str, Any], file: Path) -> Path:
+    """Latency against throughput in open loop, beside the published budget: batches of 32, and single HTTP requests."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    budget_ms = payload["budget_ms"]
+    for axis, kind, title in (
+        (axes[0], "http", "single transactions, HTTP"),
+        (axes[1], "batch", "batches of 32 (score:batch), HTTP"),
+    ):
+        rows = payload["curve"][kind] + ([payload["burst"]] if kind == "batch" else [])
+        _draw_curve(axis, sorted(rows, key=lambda row: row["items_per_s"]), COLOURS[0])
+        axis.axhline(budget_ms, color=_GREY, linestyle="--", linewidth=1)
+        axis.annotate(f"published budget, p99: {budget_ms:g} ms", (0.02, budget_ms), xycoords=("axes fraction", "data"),
+                      xytext=(0, 4), textcoords="offset points", fontsize=9, color=_GREY)  # fmt: skip
+        _label(axis, title, "transactions answered per second")
+    axes[0].set_ylabel("latency from the scheduled time, ms")
+    axes[0].legend(frameon=False, loc="center left")
+    _title(figure, "fraud pipeline, one ingress replica, open loop", payload)
+    return _save(figure, file)
+
+
+def plot_peers(payload: dict[str, Any], file: Path) -> Path:
+    """p50 and p99 of one-row infer against requests per second, a line per contestant through 1, 16, 64 connections."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    for axis, percentile in zip(axes, ("p50_ms", "p99_ms"), strict=True):
+        for index, (name, rows) in enumerate(payload["contestants"].items()):
+            rates, latencies = [row["ok_per_s"] for row in rows], [row[percentile] for row in rows]
+            marker = "s" if "gRPC" in name else "o"
+            colour = COLOURS[index % len(COLOURS)]
+            axis.plot(rates, latencies, marker=marker, color=colour, label=name, linewidth=1.4, markersize=5)
+            for row, rate, latency in zip(rows, rates, latencies, strict=True):
+                axis.annotate(str(row["connections"]), (rate, latency), xytext=(5, 3), textcoords="offset points",
+                              fontsize=7, color=colour)  # fmt: skip
+        axis.set_xscale("log")
+        _label(axis, f"{percentile[:3]}, closed loop at 1, 16 and 64 connections", "requests answered per second")
+    axes[0].set_ylabel("latency, ms")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5)
+    _title(figure, "one-row infer of the same model (300 trees, 25 features)", payload)
+    return _save(figure, file)
+
+
+def _draw_curve(axis: Axes, rows: Sequence[Row], colour: str) -> None:
+    shown = [row for row in rows if row["p50_ms"] is not None]
+    rates = [row["items_per_s"] for row in shown]
+    axis.plot(rates, [row["p99_ms"] for row in shown], marker="o", color=colour, label="p99")
+    axis.plot(rates, [row["p50_ms"] for row in shown], marker="o", color=colour, label="p50", alpha=0.45)
+    for row in shown:
+        if row["by_status"].keys() - {"200"} or row["failed"]:
+            refused = 1 - row["by_status"].get("200", 0) / max(1, sum(row["by_status"].values()))
+            axis.annotate(f"{refused:.1%} refused", (row["items_per_s"], row["p99_ms"]), xytext=(0, 6), fontsize=7,
+                          textcoords="offset points", color=COLOURS[1], ha="right")  # fmt: skip
+
+
+def _label(axis: Axes, title: str, x_label: str) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel(x_label)
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", " ")))
+    if axis.get_xscale() == "linear":
+        axis.set_xlim(left=0)
+    axis.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _title(figure: Any, text: str, payload: dict[str, Any]) -> None:
+    where = payload.get("machine", {})
+    when = payload.get("date", "")[:10]
+    place = f"{where['cpu']}, {where['cores']} cores, load generator included; {when}" if where else ""
+    figure.suptitle(f"{text}\n{place}".strip(), fontsize=11)
+
+
+def _save(figure: Any, file: Path) -> Path:
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+    return file
+
+
+PLOTS = {"fraud": plot_fraud, "peers": plot_peers}
+
+
+def main() -> None:
+    """Draws what there are results for."""
+    for name, plot in PLOTS.items():
+        result = RESULTS / f"{name}.json"
+        if result.exists():
+            print(plot(json.loads(result.read_text()), result.with_suffix(".png")))
+
+
+if __name__ == "__main__":
+    main()
