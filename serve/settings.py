@@ -25,7 +25,7 @@ class SettingsError(ValueError):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class Listen(_Part):
@@ -92,7 +92,7 @@ class Pipeline(_Part):
 
     budget_ms: PositiveMs
     stages: dict[str, PositiveMs] = Field(default_factory=dict)
-    ladder: tuple[str, ...] = ()
+    ladder: Annotated[tuple[str, ...], Field(strict=False)] = ()
     max_batches_in_flight: Annotated[int, Field(ge=1, le=64)] = 1
     max_batch_items: Annotated[int, Field(ge=1, le=65536)] = 256
     max_queue_items: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
@@ -101,7 +101,7 @@ class Pipeline(_Part):
     def stages_fit_the_budget(self) -> Pipeline:
         """Stage budgets that add up to more than the whole promise nothing."""
         total_ms = sum(self.stages.values())
-        if total_ms > self.budget_ms:
+        if total_ms > self.budget_ms * (1 + 1e-9):
             raise ValueError(f"stages add up to {total_ms:g} ms; allowed: at most budget_ms, {self.budget_ms:g}")
         return self
 
@@ -137,6 +137,8 @@ class Settings(_Part):
     def stages_and_rungs_are_known(self) -> Settings:
         """A budget for a stage that never runs, or a rung nobody implements, is a typing mistake."""
         for name, pipeline in self.pipelines.items():
+            if len(set(pipeline.ladder)) < len(pipeline.ladder):
+                raise ValueError(f"pipelines.{name}.ladder is {list(pipeline.ladder)}; allowed: each rung once")
             for stage in pipeline.stages:
                 _must_be_one_of(f"pipelines.{name}.stages", stage, _PIPELINE_STAGES[name])
             for rung in pipeline.ladder:
@@ -193,6 +195,8 @@ def _mistake(where: str, mistake: dict[str, Any], schema: type[BaseModel]) -> st
     if mistake["type"] == "extra_forbidden":
         allowed = ", ".join(_keys_at(schema, mistake["loc"][:-1])) or "no further key"
         return f"{key}: unknown key; allowed: {allowed}"
+    if mistake["type"] == "missing":
+        return f"{key}: is missing; it is required"
     if mistake["type"] == "value_error":
         return f"{key}: {mistake['ctx']['error']}"
     return f"{key}: is {mistake['input']!r}; allowed: {mistake['msg'].removeprefix('Input should be ')}"
@@ -229,7 +233,11 @@ def access_log_path(settings: Settings) -> Path | None:
     """Where access lines go; None is stderr."""
     if settings.access_log == "stderr":
         return None
-    return run_dir(settings) / "access.log" if settings.access_log == "auto" else Path(settings.access_log)
+    return (
+        run_dir(settings) / "access.log"
+        if settings.access_log == "auto"
+        else Path(settings.access_log).expanduser().absolute()
+    )
 
 
 def run_dir(settings: Settings) -> Path:

@@ -1,4 +1,4 @@
-"""What every test runs under: the same examples each time, and no time limit on one, which a busy machine would miss."""
+"""What every test runs under: the same examples each time, and no time limit on one that a busy machine would miss."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from serve.pipelines.fraud.flow import FraudFlow
 from serve.pipelines.fraud.policy import read_policy
 from serve.pipelines.fraud.stages import Rows
 from serve.repository.repository import Repository
-from serve.settings import FRAUD_STAGES, FraudTunables, Settings, features_dir
+from serve.settings import FRAUD_STAGES, FraudTunables, Settings, SettingsError, features_dir
 
 MODEL = "fraud_xgboost"
 _RUNG_SHARES = {"reasons": 0.7, "features": 0.4}
@@ -60,13 +60,15 @@ class FraudPipeline:
         self._policy = flow.policy
 
     def tune(self, tunables: FraudTunables) -> None:
-        """Applies thresholds and batching; what is unset goes back to the model's or the published value."""
-        policy = self._policy
-        self._flow.policy = replace(
-            policy,
-            review_at=policy.review_at if tunables.review_at is None else tunables.review_at,
-            decline_at=policy.decline_at if tunables.decline_at is None else tunables.decline_at,
-        )
+        """Applies thresholds and batching; what is unset goes back to the model's or the published value.
+
+        Raises SettingsError when reviews would begin above declines.
+        """
+        review_at = self._policy.review_at if tunables.review_at is None else tunables.review_at
+        decline_at = self._policy.decline_at if tunables.decline_at is None else tunables.decline_at
+        if review_at > decline_at:
+            raise SettingsError(f"user_config.fraud.review_at is {review_at}; allowed: up to decline_at, {decline_at}")
+        self._flow.policy = replace(self._policy, review_at=review_at, decline_at=decline_at)
         self._collector.share = tunables.wait_share
         self.service.runner.max_batch_items = tunables.max_batch_items or self._max_batch_items
 

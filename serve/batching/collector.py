@@ -59,7 +59,7 @@ class Collector:
             )
         wait_ns = ahead * self._ns_per_item
         left_ns = arrival.context.deadline.at_ns - now_ns
-        if wait_ns > self.share * left_ns:
+        if left_ns > 0 and wait_ns > self.share * left_ns:
             return Overloaded(
                 f"the predicted wait of {wait_ns / 1e6:.1f} ms does not fit the {left_ns / 1e6:.1f} ms left",
                 reason="budget",

@@ -52,6 +52,7 @@ def form(waiting: Sequence[Arrival], now_ns: int, ladder: Ladder, max_items: int
     candidates = _refuse_hopeless(tight, now_ns, ladder, min_items, formed)
     if candidates:
         _run_tight_first(candidates, now_ns, ladder, formed)
+        _fill(head, min_items, now_ns, ladder, formed)
     else:
         refused = set(map(id, formed.refused))
         formed.run = [a for a in head if id(a) not in refused]
@@ -93,7 +94,21 @@ def _refuse_hopeless(
 
 def _first_fitting_rung(arrival: Arrival, now_ns: int, ladder: Ladder, num_items: int) -> int | None:
     left_ns = arrival.context.deadline.at_ns - now_ns
-    return next((r for r in range(len(ladder.rungs)) if ladder.predict_ns(r, num_items) <= left_ns), None)
+    fitting = next((r for r in range(len(ladder.rungs)) if ladder.predict_ns(r, num_items) <= left_ns), None)
+    return 0 if fitting != 0 and ladder.is_trial_due() else fitting
+
+
+def _fill(head: list[Arrival], min_items: int, now_ns: int, ladder: Ladder, formed: Formed) -> None:
+    """Fills a batch on the full rung up to the smallest size allowed; a lower rung would degrade its neighbours."""
+    chosen = {id(a) for a in formed.run} | {id(a) for a in formed.refused}
+    num_items = formed.num_items
+    left_ns = formed.run[0].context.deadline.at_ns - now_ns
+    for arrival in head:
+        if formed.rung > 0 or num_items >= min_items:
+            return
+        if id(arrival) not in chosen and ladder.predict_ns(0, num_items + arrival.items) <= left_ns:
+            formed.run.append(arrival)
+            num_items += arrival.items
 
 
 def _run_tight_first(candidates: list[tuple[int, Arrival]], now_ns: int, ladder: Ladder, formed: Formed) -> None:

@@ -102,7 +102,8 @@ class Runner:
         if formed.run:
             num_items = formed.num_items
             took_ns = self._run(formed.run, formed.rung, now_ns)
-            self._ladder.observe(formed.rung, num_items, took_ns)
+            if took_ns is not None:
+                self._ladder.observe(formed.rung, num_items, took_ns)
             self._metrics.observe_batch(num_items)
             gone += num_items
         largest = self.max_batch_items
@@ -118,15 +119,18 @@ class Runner:
         )
         return Answer(arrival, None, error, now_ns - arrival.context.arrived_ns)
 
-    def _run(self, arrivals: list[Arrival], rung: int, now_ns: int) -> int:
+    def _run(self, arrivals: list[Arrival], rung: int, now_ns: int) -> int | None:
         timings = Timings()
         timings.start()
         answers: list[Answer] = []
         items: list[Any] = []
         slots: list[tuple[Arrival, Decoded]] = []
         for arrival in arrivals:
+            payload = arrival.payload
+            if arrival.is_answered:
+                continue
             try:
-                decoded = arrival.route.codec.decode(arrival.payload)
+                decoded = arrival.route.codec.decode(payload)
             except HeadroomError as error:
                 answers.append(Answer(arrival, None, error, now_ns - arrival.context.arrived_ns))
                 continue
@@ -149,13 +153,16 @@ class Runner:
         _reply(answers)
         for stage, duration_ns in timings.stages_ns.items():
             self._metrics.observe_stage(stage, duration_ns, len(items))
-        return timings.total_ns
+        return timings.total_ns if items else None
 
 
 def run_isolated(flow: Flow, items: Sequence[Any], batch: Batch) -> Sequence[Outcome[Any]]:
     """Runs the flow; when it raises, halves the batch until the item that is to blame is alone with its error."""
     try:
-        return flow.run(items, batch)
+        outcomes = flow.run(items, batch)
+        if len(outcomes) != len(items):
+            raise ValueError(f"{len(outcomes)} outcomes for {len(items)} items")
+        return outcomes
     except HeadroomError as error:
         if len(items) == 1:
             return [error]
@@ -192,4 +199,7 @@ def _reply(answers: Sequence[Answer]) -> None:
         listener = answer.arrival.listener
         by_listener.setdefault(id(listener), (listener, []))[1].append(answer)
     for listener, group in by_listener.values():
-        listener.reply(group)
+        try:
+            listener.reply(group)
+        except Exception:
+            log.exception("a listener took no answers")

@@ -56,7 +56,7 @@ def tightest(
 def parse_timeout_ms(text: str) -> float:
     """Reads `X-Request-Timeout-Ms`; raises InvalidInput unless it is a number over 0 and at most one hour."""
     try:
-        timeout_ms = float(text)
+        timeout_ms = float("nan" if "_" in text else text)
     except ValueError:
         timeout_ms = float("nan")
     if not isfinite(timeout_ms) or not 0 < timeout_ms <= MAX_TIMEOUT_MS:

@@ -2,43 +2,45 @@
 
 Enters: durations of finished batches. Leaves: a predicted time for the next. Called once per batch, never per request.
 
-The quantile follows the stochastic approximation of Robbins and Monro (1951) on the logarithm of the duration: a step
-up by `q` when the sample lies above the estimate, down by `1 - q` when below. Its step is multiplicative, so the same
-constants serve microseconds and seconds, and it follows a drift within some tens of batches.
+The quantile is the empirical one of the last 64 durations: it follows a jump within tens of batches in both directions,
+and one outlier, a first cold batch included, is forgotten as soon as ten others are there.
 """
 
 from __future__ import annotations
 
-from math import exp, log
+from bisect import bisect_left, insort
+from collections import deque
+from math import ceil
 
-_STEP = 0.08
-_FIRST_SAMPLES = 8
+_WINDOW = 64
 
 
 class QuantileEstimate:
     """The `q`-quantile of a stream of durations, in constant space."""
 
-    __slots__ = ("_log_ns", "count", "q")
+    __slots__ = ("_latest", "_sorted", "q")
 
     def __init__(self, q: float = 0.9) -> None:
         self.q = q
-        self.count = 0
-        self._log_ns = 0.0
+        self._latest: deque[int] = deque()
+        self._sorted: list[int] = []
+
+    @property
+    def count(self) -> int:
+        """How many samples the estimate rests on."""
+        return len(self._sorted)
 
     def observe(self, duration_ns: int) -> None:
-        """Takes one sample. The first few move the estimate by more, so that it is near at once."""
-        sample = log(max(duration_ns, 1))
-        self.count += 1
-        if self.count == 1:
-            self._log_ns = sample
-            return
-        step = _STEP * max(1.0, _FIRST_SAMPLES / self.count)
-        self._log_ns += step * (self.q if sample > self._log_ns else self.q - 1.0)
+        """Takes one sample; the oldest of a full window leaves."""
+        if len(self._latest) == _WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
+        self._latest.append(duration_ns)
+        insort(self._sorted, duration_ns)
 
     @property
     def ns(self) -> int:
         """The estimate in nanoseconds; 0 before the first sample."""
-        return int(exp(self._log_ns)) if self.count else 0
+        return self._sorted[ceil(self.q * self.count) - 1] if self._sorted else 0
 
 
 class BatchEstimate:
@@ -63,21 +65,19 @@ class BatchEstimate:
         if items <= 0:
             return 0
         at = _bucket(items, len(self._buckets))
-        here = self._buckets[at]
-        if here.count:
-            return here.ns
-        below = next((i for i in range(at - 1, -1, -1) if self._buckets[i].count), None)
-        above = next((i for i in range(at + 1, len(self._buckets)) if self._buckets[i].count), None)
-        return self._between(at, below, above)
-
-    def _between(self, at: int, below: int | None, above: int | None) -> int:
+        below = next((i for i in range(at, -1, -1) if self._buckets[i].count), None)
+        above = next((i for i in range(at, len(self._buckets)) if self._buckets[i].count), None)
         if below is None:
-            return self._prior_ns if above is None else self._buckets[above].ns
-        low_ns = self._buckets[below].ns
+            return self._prior_ns if above is None else self._at_most(above)
+        low_ns = self._at_most(below)
         if above is None:
             return low_ns << (at - below)
-        share = ((1 << at) - (1 << below)) / ((1 << above) - (1 << below))
-        return int(low_ns + share * max(0, self._buckets[above].ns - low_ns))
+        share = ((1 << at) - (1 << below)) / max(1, (1 << above) - (1 << below))
+        return int(low_ns + share * (self._at_most(above) - low_ns))
+
+    def _at_most(self, at: int) -> int:
+        """The smallest estimate of the sizes of bucket `at` and larger."""
+        return min(bucket.ns for bucket in self._buckets[at:] if bucket.count)
 
 
 def _bucket(items: int, num_buckets: int) -> int:

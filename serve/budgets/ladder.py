@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from serve.budgets.estimate import BatchEstimate
 
+_TRIAL_EVERY = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Rung:
@@ -27,6 +29,7 @@ class Ladder:
         self.rungs = rungs
         self._estimates = [BatchEstimate(quantile, prior_ns=max(1, int(prior_ns * rung.share))) for rung in rungs]
         self._is_measured = [False] * len(rungs)
+        self._num_passed_over = 0
 
     def observe(self, rung: int, items: int, duration_ns: int) -> None:
         """Takes the time a batch took whose best-served items were on `rung`."""
@@ -41,6 +44,14 @@ class Ladder:
         if not self._is_measured[rung]:
             return int(full_ns * self.rungs[rung].share)
         return min(full_ns, self._estimates[rung].predict_ns(items))
+
+    def is_trial_due(self) -> bool:
+        """Whether this request, which rung 0 is predicted not to fit, should try it all the same: every 32nd does.
+
+        Only running batches correct an estimate; one that keeps them from running would stand for ever.
+        """
+        self._num_passed_over += 1
+        return self._num_passed_over % _TRIAL_EVERY == 0
 
     def name(self, rung: int) -> str:
         """What stands in `degraded` for an answer on `rung`."""

@@ -7,6 +7,7 @@ to one event loop.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ class TimingWheel(Generic[T]):
         if not self.num_entries:
             self._next_tick = last_tick + 1
             return []
-        expired: list[T] = []
+        expired: list[tuple[int, T]] = []
         first_tick = max(self._next_tick, last_tick - len(self._slots) + 1)
         for tick in range(first_tick, last_tick + 1):
             slot = self._slots[tick % len(self._slots)]
@@ -41,14 +42,15 @@ class TimingWheel(Generic[T]):
                 self._expire(slot, last_tick, expired)
         self._next_tick = last_tick + 1
         self.num_entries -= len(expired)
-        return expired
+        expired.sort(key=itemgetter(0))
+        return [entry for _, entry in expired]
 
     @staticmethod
-    def _expire(slot: list[tuple[int, T]], last_tick: int, expired: list[T]) -> None:
+    def _expire(slot: list[tuple[int, T]], last_tick: int, expired: list[tuple[int, T]]) -> None:
         later = []
         for filed in slot:
             if filed[0] <= last_tick:
-                expired.append(filed[1])
+                expired.append(filed)
             else:
                 later.append(filed)
         slot[:] = later

@@ -6,12 +6,14 @@ rebound DNS name, by a foreign `Host`.
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 
 from serve.context import DEFAULT_TENANT, EVERYONE, Principal, TenantId
 from serve.errors import Forbidden
 
 _MAX_REMEMBERED = 1024
+_AUTHORITY = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<name>[^:\[\]@]+))(?::[0-9]*)?")
 
 
 class Admission:
@@ -42,10 +44,9 @@ class Admission:
 
 
 def host_name(authority: str) -> str:
-    """The host of `host:port`, `[v6]:port` or either alone."""
-    if authority.startswith("["):
-        return authority[1:].partition("]")[0]
-    return authority.partition(":")[0]
+    """The host of `host:port`, `[v6]:port` or either alone; empty for anything else."""
+    found = _AUTHORITY.fullmatch(authority)
+    return "" if found is None else found["v6"] or found["name"]
 
 
 def is_local_name(name: str) -> bool:

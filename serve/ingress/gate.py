@@ -42,19 +42,18 @@ class Gate:
     def _push(self) -> None:
         pushed, self._pushed = self._pushed, {}
         now_ns = time.monotonic_ns()
-        for route, arrivals in pushed.values():
-            refused = route.collector.push(arrivals, now_ns)
-            if refused:
-                self._answer([Answer(arrival, None, error) for arrival, error in refused])
+        refused = [one for route, arrivals in pushed.values() for one in route.collector.push(arrivals, now_ns)]
+        if refused:
+            self._answer([Answer(arrival, None, error) for arrival, error in refused])
 
     def _tick(self) -> None:
         expired = self._wheel.advance(time.monotonic_ns())
-        late = [late_answer(arrival) for arrival in expired if not arrival.is_answered]
-        if late:
-            self._answer(late)
         self._is_ticking = self._wheel.num_entries > 0
         if self._is_ticking:
             self._loop.call_later(_TICK_S, self._tick)
+        late = [late_answer(arrival) for arrival in expired if not arrival.is_answered]
+        if late:
+            self._answer(late)
 
 
 def late_answer(arrival: Arrival) -> Answer:

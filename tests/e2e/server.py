@@ -58,8 +58,8 @@ class Server:
         self.http_port, self.grpc_port, self.metrics_port, self.dashboard_port = free_ports(4)
         self.config_path = folder / "config.yaml"
         self.log_path = folder / "server.log"
-        self.config = _config(self, overrides)
-        self.write_config()
+        self.config: dict[str, Any]
+        self.set_config(**overrides)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -82,21 +82,39 @@ class Server:
     def run_dir(self) -> Path:
         return self.folder / "run"
 
+    def set_config(self, **overrides: Any) -> None:
+        """serve_config.yaml with this server's ports and folders, and `overrides` of `args` by path (`a__b`)."""
+        self.config = _config(self, overrides)
+        self.write_config()
+
     def write_config(self) -> None:
         self.config_path.write_text(yaml.safe_dump(self.config))
 
-    def start(self, ready_s: float = READY_S) -> Server:
+    def launch(self) -> Server:
+        """`serve run`, without waiting for anything."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(Path(sys.executable).parent / "serve"), "run", str(self.config_path)],
                 cwd=ROOT, env=self.environment(), stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
+        return self
+
+    def start(self, ready_s: float = READY_S) -> Server:
+        """`serve run`, until it is ready."""
+        self.launch().wait_until_ready(ready_s)
+        return self
+
+    def wait_until_ready(self, ready_s: float = READY_S) -> None:
+        assert self._process is not None
         try:
             wait_until(self.is_ready_or_dead, ready_s, "the server is ready")
         except AssertionError as error:
             raise AssertionError(f"{error}; its log ends:\n{self.tail()}") from None
         assert self._process.poll() is None, self.tail()
-        return self
+
+    def log_text(self) -> str:
+        """What `serve run` and everything it started has said, replicas' logs included."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def environment(self) -> dict[str, str]:
         return {
@@ -119,7 +137,7 @@ class Server:
             return False
 
     def tail(self) -> str:
-        return self.log_path.read_text(errors="replace")[-3000:] if self.log_path.exists() else ""
+        return self.log_text()[-3000:]
 
     def get(self, path: str, port: int | None = None) -> tuple[int, bytes]:
         return self.call("GET", path, None, port=port)[:2]

@@ -100,12 +100,15 @@ def test_processes_that_score_the_same_transactions_at_once_agree_on_every_decis
         process.kill()
 
 
+many_keys = partial(events, num_customers=2_000, num_terminals=2_000)
+
+
 def score_until_killed(store: EmbeddedStore, report: Path, seed: int) -> None:
     """Writes the transactions it has answered for, a line a batch, after the store took them."""
     rng = random.Random(seed)
     with report.open("a") as file:
         for number in range(1_000_000):
-            batch = events(rng.choice([1, 8, 64]), seed=number, prefix=f"{seed}:")
+            batch = many_keys(rng.choice([1, 8, 64]), seed=number, prefix=f"{seed}:")
             score(store, batch)
             file.write(",".join(batch.transaction_ids) + "\n")
             file.flush()
@@ -144,7 +147,7 @@ def score_for(store: EmbeddedStore, report: Path, stop: Path) -> None:
         for number in range(1_000_000):
             if stop.exists():
                 return
-            batch = events(16, seed=number, prefix="survivor:")
+            batch = many_keys(16, seed=number, prefix="survivor:")
             score(store, batch)
             file.write(",".join(batch.transaction_ids) + "\n")
             file.flush()

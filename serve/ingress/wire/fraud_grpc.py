@@ -76,7 +76,7 @@ class ScoreBatchCodec(_Codec):
 
     def count_items(self, payload: bytes) -> int:
         """Estimated from the size: the least a transaction of useful ids takes is 40 bytes, a usual one 60."""
-        return max(1, len(payload) // 60)
+        return min(max(1, len(payload) // 60), MAX_TRANSACTIONS)
 
     def decode(self, payload: bytes) -> Decoded:
         """The transactions, bad ones as errors; raises InvalidInput when there are none or too many."""

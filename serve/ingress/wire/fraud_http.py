@@ -13,7 +13,7 @@ from serve.batching.arrival import Decoded, Encoded
 from serve.batching.outcome import Outcome
 from serve.errors import HeadroomError, InvalidInput
 from serve.ingress.http_request import HttpRequest
-from serve.ingress.wire.json_errors import explain
+from serve.ingress.wire.json_errors import Undecodable, explain
 from serve.pipelines.fraud.contract import RULES, Decision, Transaction
 
 MAX_TRANSACTIONS = 1024
@@ -65,7 +65,7 @@ class ScoreCodec:
         """One transaction; raises InvalidInput naming the field."""
         try:
             return Decoded((_decode_one(payload.body),))
-        except msgspec.DecodeError as error:
+        except Undecodable as error:
             raise explain(error, payload.body, rules=RULES) from None
 
     def encode(self, request: None, outcomes: Sequence[Outcome[Decision]]) -> Encoded:
@@ -83,7 +83,7 @@ class ScoreBatchCodec:
 
     def count_items(self, payload: HttpRequest) -> int:
         """Counted by the one key every item must have, which a search finds far faster than a parser."""
-        return max(1, payload.body.count(b'"transaction_id"'))
+        return min(max(1, payload.body.count(b'"transaction_id"')), MAX_TRANSACTIONS)
 
     def timeout_us(self, payload: HttpRequest) -> int | None:
         """The body carries none."""
@@ -93,7 +93,7 @@ class ScoreBatchCodec:
         """The transactions, bad ones as errors; raises InvalidInput when the list itself is wrong."""
         try:
             transactions: Sequence[Outcome[Transaction]] = _decode_many(payload.body).transactions
-        except msgspec.DecodeError:
+        except Undecodable:
             transactions = _decode_each(payload.body)
         if not 1 <= len(transactions) <= MAX_TRANSACTIONS:
             raise InvalidInput(
@@ -110,7 +110,7 @@ class ScoreBatchCodec:
 def _decode_each(body: bytes) -> list[Outcome[Transaction]]:
     try:
         raw = _decode_raw(body).transactions
-    except msgspec.DecodeError as error:
+    except Undecodable as error:
         raise explain(error, body, rules=_BATCH_RULES) from None
     return [_decode_item(item, f"transactions[{i}]") for i, item in enumerate(raw)]
 
@@ -118,7 +118,7 @@ def _decode_each(body: bytes) -> list[Outcome[Transaction]]:
 def _decode_item(item: msgspec.Raw, base: str) -> Outcome[Transaction]:
     try:
         return _decode_one(item)
-    except msgspec.DecodeError as error:
+    except Undecodable as error:
         return explain(error, bytes(item), rules=RULES, base=base)
 
 

@@ -46,8 +46,7 @@ class FraudEndpoint:
         """A transaction per row, bad ones as errors."""
         columns: dict[str, list[Any]] = {}
         for name, tensor in request.inputs.items():
-            values = tensor.reshape(-1).tolist()
-            columns[name] = [value.decode("utf-8", "replace") for value in values] if name in _TEXT else values
+            columns[name] = tensor.reshape(-1).tolist()
         return [_transaction({name: column[row] for name, column in columns.items()}, row)
                 for row in range(request.batch_size or 1)]  # fmt: skip
 
@@ -69,6 +68,12 @@ class FraudEndpoint:
 
 
 def _transaction(fields: dict[str, Any], row: int) -> Outcome[Transaction]:
+    for name in _TEXT:
+        try:
+            if name in fields:
+                fields[name] = fields[name].decode()
+        except UnicodeDecodeError:
+            return InvalidInput(f"row {row}.{name} is not UTF-8; allowed: {RULES[name]}", field=f"row {row}.{name}")
     try:
         return msgspec.convert(fields, Transaction)
     except msgspec.ValidationError as error:

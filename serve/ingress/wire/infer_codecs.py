@@ -5,10 +5,10 @@ HTTP bodies and gRPC messages enter; what the endpoint's `InferEndpoint` makes o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
@@ -19,12 +19,16 @@ from serve.errors import HeadroomError, InvalidInput, NotFound
 from serve.ingress.http_request import HttpRequest
 from serve.ingress.wire import oip_grpc, oip_http
 from serve.ingress.wire.content_encoding import chosen_encoding, compress, decompress
+from serve.ingress.wire.json_errors import Undecodable
 from serve.pipelines.infer.contract import Inferred, InferRequest, InferResponse
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 _HEADER_LENGTH = "inference-header-content-length"
 _NAME_TAG, _VERSION_TAG = 0x0A, 0x12
-_TIMEOUT = re.compile(rb'"timeout"\s*:\s*(\d{1,15})\b')
+
+
+class _Head(msgspec.Struct):
+    parameters: dict[str, Any] = {}
 
 
 class InferEndpoint(Protocol):
@@ -79,8 +83,13 @@ class HttpInferCodec:
     def timeout_us(self, payload: HttpRequest) -> int | None:
         """The `timeout` parameter. A cheap look, and a real one only where the word occurs before the tensors."""
         body = payload.body[: _header_length(payload) or len(payload.body)]
-        found = _TIMEOUT.search(body)
-        return int(found[1]) if found else None
+        if b'"timeout"' not in body:
+            return None
+        try:
+            timeout_us = msgspec.json.decode(body, type=_Head).parameters.get("timeout")
+        except Undecodable:
+            return None
+        return timeout_us if type(timeout_us) is int and timeout_us > 0 else None
 
     def decode(self, payload: HttpRequest) -> Decoded:
         """Reads JSON or binary tensors, compressed or not."""
@@ -118,7 +127,8 @@ class GrpcInferCodec:
         if b"timeout" not in payload:
             return None
         parameter = _parse(payload).parameters.get("timeout")
-        return None if parameter is None else parameter.int64_param or parameter.uint64_param or None
+        timeout_us = 0 if parameter is None else parameter.int64_param or parameter.uint64_param
+        return timeout_us if timeout_us > 0 else None
 
     def decode(self, payload: bytes) -> Decoded:
         """Reads raw or typed contents."""
@@ -173,5 +183,5 @@ def _header_length(payload: HttpRequest) -> int | None:
 
 def unknown_model(name: str, version: str) -> NotFound:
     """The error for a model nobody serves, in the words Triton's users know."""
-    suffix = f" version {version}" if version else ""
+    suffix = f" version {version[:32]}" if version else ""
     return NotFound(f"Request for unknown model: '{name[:128]}'{suffix} is not found")

@@ -15,26 +15,30 @@ from serve.errors import InvalidInput
 
 _PATH = re.compile(r" - at `(?P<path>\$?[^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]+)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
 _EXPECTED = re.compile(r"^Expected (?P<allowed>.*?)(?:, got (?P<got>.*))?$")
 _STEP = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<index>\d+)\]")
 _MAX_SHOWN_CHARS = 80
+Undecodable = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for a body that is not what it should be: msgspec lets the last two through."""
 
 
-def explain(error: msgspec.DecodeError, body: bytes, *, rules: Mapping[str, str], base: str = "") -> InvalidInput:
+def explain(error: Exception, body: bytes, *, rules: Mapping[str, str], base: str = "") -> InvalidInput:
     """The InvalidInput for a body that msgspec refused; `rules` say what is allowed per field, `base` is put
     before the field's path.
     """
     text = str(error)
+    if isinstance(error, RecursionError):
+        return InvalidInput(f"{base or 'the body'} is nested too deeply", field=base or None)
     if not isinstance(error, msgspec.ValidationError):
-        return InvalidInput(f"the body is not valid JSON: {text}", field=base or None)
+        return InvalidInput(f"{base or 'the body'} is not valid JSON: {text}", field=base or None)
     found = _PATH.search(text)
     path = found["path"].removeprefix("$").removeprefix(".") if found else ""
     message = text[: found.start()] if found else text
     if (missing := _MISSING.search(message)) is not None:
         return _about(base, _join(path, missing["name"]), "is missing; it is required")
     if (unknown := _UNKNOWN.search(message)) is not None:
-        return _about(base, _join(path, unknown["name"]), f"is not known; allowed: {', '.join(rules)}")
+        return _about(base, _join(path, unknown["name"] or "''"), f"is not known; allowed: {', '.join(rules)}")
     expected = _EXPECTED.match(message)
     told = expected["allowed"].replace("`", "") if expected else message
     allowed = rules.get(path.rpartition(".")[2], told)
@@ -47,7 +51,8 @@ def _about(base: str, path: str, problem: str) -> InvalidInput:
 
 
 def _join(base: str, path: str) -> str:
-    return f"{base}.{path}" if base and path else base or path
+    joined = f"{base}.{path}" if base and path else base or path
+    return joined if len(joined) <= _MAX_SHOWN_CHARS else joined[:_MAX_SHOWN_CHARS] + "…"
 
 
 def _shown(body: bytes, path: str) -> str:

@@ -31,7 +31,7 @@ class Transaction(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """In units of `currency`."""
     timestamp: Seconds | datetime
     """Of the transaction itself: seconds since 1970 in UTC, or RFC 3339 (UTC when it names no offset)."""
-    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")] | None = None
+    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$", max_length=3)] | None = None
     merchant_category: Annotated[str, Meta(min_length=1, max_length=32)] | None = None
     channel: Annotated[str, Meta(min_length=1, max_length=32)] | None = None
     latitude: Annotated[float, Meta(ge=-90, le=90)] | None = None

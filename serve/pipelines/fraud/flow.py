@@ -88,7 +88,7 @@ class FraudFlow:
 
     def run(self, items: Sequence[Transaction], batch: Batch) -> Sequence[Outcome[Decision]]:
         """One decision or error per transaction, in order."""
-        left_out = self._left_out[batch.rung]
+        left_out, policy = self._left_out[batch.rung], self.policy
         timings = batch.timings
         timings.start()
         rows_of, transactions, event_s, errors = self._unique(items)
@@ -97,13 +97,13 @@ class FraudFlow:
         events = to_events(transactions, event_s)
         fetched = None if _FEATURES in left_out else self._fetch_features(events)
         timings.end("fetch_features")
-        rows = average_rows(events, self.policy) if fetched is None else _assemble_row(events, fetched)
+        rows = average_rows(events, policy) if fetched is None else _assemble_row(events, fetched)
         timings.end("assemble_row")
         probabilities = self._scorer.score(rows).tolist()
         timings.end("score")
-        explained = {} if _REASONS in left_out else self._explain(rows, probabilities)
+        explained = {} if _REASONS in left_out else self._explain(rows, probabilities, policy)
         timings.end("explain")
-        decisions = self._decide(events, fetched, probabilities, explained)
+        decisions = self._decide(events, fetched, probabilities, explained, policy)
         timings.end("decide")
         return [errors[i] if i in errors else decisions[rows_of[items[i].transaction_id]] for i in range(len(items))]
 
@@ -115,7 +115,7 @@ class FraudFlow:
             fetched = self._fetch_features(events)
             rows = average_rows(events, self.policy) if fetched is None else _assemble_row(events, fetched)
             self._scorer.score(rows)
-            self._scorer.contributions(rows[:1])
+            self._contributions(rows[:1])
 
     def _unique(
         self, items: Sequence[Transaction]
@@ -149,27 +149,36 @@ class FraudFlow:
             self._reading.failed(now_ns)
             self._count_failure(f"fetch_{failure.event}")
             return None
-        self._reading.succeeded()
+        self._recovered(self._reading)
         return fetched
 
-    def _explain(self, rows: Rows, probabilities: list[float]) -> dict[int, list[Reason]]:
+    def _explain(self, rows: Rows, probabilities: list[float], policy: Policy) -> dict[int, list[Reason]]:
         """Reasons of the rows that are reviewed or declined, as many as the stage's budget is predicted to hold."""
-        flagged = [i for i, p in enumerate(probabilities) if p >= self.policy.review_at]
+        flagged = [i for i, p in enumerate(probabilities) if p >= policy.review_at]
         if not flagged:
             return {}
         flagged = flagged[: max(1, self._explain_budget_ns // max(1, self._explain_row.ns))]
-        began_ns = time.monotonic_ns()
-        contributions = self._scorer.contributions(rows[flagged])
-        self._explain_row.observe((time.monotonic_ns() - began_ns) // len(flagged))
+        contributions = self._contributions(rows[flagged])
         return {i: reasons(rows[i], contributions[k]) for k, i in enumerate(flagged)}
 
+    def _contributions(self, rows: Rows) -> Rows:
+        began_ns = time.monotonic_ns()
+        contributions = self._scorer.contributions(rows)
+        self._explain_row.observe((time.monotonic_ns() - began_ns) // len(rows))
+        return contributions
+
     def _decide(
-        self, events: Events, fetched: Fetched | None, probabilities: list[float], explained: dict[int, list[Reason]]
+        self,
+        events: Events,
+        fetched: Fetched | None,
+        probabilities: list[float],
+        explained: dict[int, list[Reason]],
+        policy: Policy,
     ) -> list[Decision]:
         """Decisions of all rows, recorded before they are returned, or saying that they are not."""
         degraded = [] if fetched is not None else [_FEATURES]
         decisions = [
-            self._decision(transaction_id, probability, explained.get(i), degraded)
+            self._decision(transaction_id, probability, explained.get(i), degraded, policy)
             for i, (transaction_id, probability) in enumerate(zip(events.transaction_ids, probabilities, strict=True))
         ]
         if fetched is None:
@@ -180,9 +189,13 @@ class FraudFlow:
         return self._record(events, fetched, decisions, to_record)
 
     def _decision(
-        self, transaction_id: str, probability: float, explained: list[Reason] | None, degraded: list[str]
+        self,
+        transaction_id: str,
+        probability: float,
+        explained: list[Reason] | None,
+        degraded: list[str],
+        policy: Policy,
     ) -> Decision:
-        policy = self.policy
         kind = policy.decision(probability)
         if explained is None and kind != "approve":
             degraded = [*degraded, _REASONS]
@@ -218,11 +231,20 @@ class FraudFlow:
         except StoreFailed:
             self._writing.failed(now_ns)
             raise
-        self._writing.succeeded()
+        self._recovered(self._writing)
         return meanwhile
+
+    def _recovered(self, breaker: Breaker) -> None:
+        was_open = breaker.is_open
+        breaker.succeeded()
+        if was_open:
+            self._show_breakers()
 
     def _count_failure(self, event: str) -> None:
         self._sink.count_store(event)
+        self._show_breakers()
+
+    def _show_breakers(self) -> None:
         self._sink.set_store_state("breaker_open", float(self._reading.is_open or self._writing.is_open))
 
 

@@ -28,9 +28,13 @@ def read_policy(model_dir: Path) -> Policy:
     path = model_dir / "policy.json"
     try:
         read = msgspec.json.decode(path.read_bytes(), type=_PolicyFile)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise NotReady(f"{path} cannot be read: {error}") from None
     if read.features != FEATURES:
         raise NotReady(f"{path} was trained on other features than this server computes; train the model anew")
+    if len(read.group_averages) != len(FEATURES):
+        raise NotReady(f"{path} has {len(read.group_averages)} group_averages; allowed {len(FEATURES)}")
+    if read.review_at > read.decline_at or list(read.risk_levels) != sorted(read.risk_levels):
+        raise NotReady(f"{path} has thresholds that fall; allowed: review_at up to decline_at, rising risk_levels")
     averages = np.array(read.group_averages, dtype=np.float32)
     return Policy(read.review_at, read.decline_at, read.risk_levels, averages)

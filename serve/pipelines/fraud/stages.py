@@ -11,7 +11,15 @@ import numpy.typing as npt
 from serve.errors import InvalidInput
 from serve.features.store import Events
 from serve.features.windows import FEATURES, Windows, assemble, to_ten_thousandths
-from serve.pipelines.fraud.contract import MAX_FUTURE_S, RULES, DecisionKind, Reason, RiskLevel, Transaction
+from serve.pipelines.fraud.contract import (
+    MAX_FUTURE_S,
+    MIN_EVENT_S,
+    RULES,
+    DecisionKind,
+    Reason,
+    RiskLevel,
+    Transaction,
+)
 
 Rows = npt.NDArray[np.float32]
 _MAX_REASONS = 4
@@ -50,12 +58,11 @@ class Policy:
 
 
 def timestamp_error(transaction: Transaction, event_s: int, now_s: int) -> InvalidInput | None:
-    """A time too far in the future, which would poison its customer's windows."""
-    if event_s <= now_s + MAX_FUTURE_S:
+    """A time too far in the future, which would poison its customer's windows, or (written as a date) too early."""
+    if MIN_EVENT_S <= event_s <= now_s + MAX_FUTURE_S:
         return None
-    return InvalidInput(
-        f"timestamp is {event_s - now_s} s in the future; allowed: {RULES['timestamp']}", field="timestamp"
-    )
+    when = f"{event_s - now_s} s in the future" if event_s > now_s else f"{event_s} s since 1970"
+    return InvalidInput(f"timestamp is {when}; allowed: {RULES['timestamp']}", field="timestamp")
 
 
 def to_events(transactions: Sequence[Transaction], event_s: Sequence[int]) -> Events:

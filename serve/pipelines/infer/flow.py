@@ -42,6 +42,30 @@ class InferFlow:
 
 
 def _run_together(model: Model, items: Sequence[InferRequest]) -> list[Mapping[str, Tensor]]:
+    outputs: dict[int, Mapping[str, Tensor]] = {}
+    for group in _joinable(items, model.spec.max_batch_size):
+        for i, out in zip(group, _run_group(model, [items[i] for i in group]), strict=True):
+            outputs[i] = out
+    return [outputs[i] for i in range(len(items))]
+
+
+def _joinable(items: Sequence[InferRequest], max_rows: int) -> list[list[int]]:
+    """Indices of requests whose tensors agree in all but the batch dimension and together fit the model."""
+    groups: list[list[int]] = []
+    latest: dict[object, tuple[list[int], int]] = {}
+    for i, item in enumerate(items):
+        shape = tuple((name, tensor.shape[1:]) for name, tensor in sorted(item.inputs.items()))
+        group, rows = latest.get(shape, ([], max_rows))
+        rows += item.batch_size or 0
+        if rows > max_rows:
+            group, rows = [], item.batch_size or 0
+            groups.append(group)
+        group.append(i)
+        latest[shape] = group, rows
+    return groups
+
+
+def _run_group(model: Model, items: Sequence[InferRequest]) -> list[Mapping[str, Tensor]]:
     if len(items) == 1:
         return [model.infer(items[0].inputs)]
     joined = {name: np.concatenate([item.inputs[name] for item in items]) for name in items[0].inputs}

@@ -18,8 +18,8 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 from serve.backends.base import Tensor
 from serve.ingress.wire import oip_grpc, oip_http
 from serve.ingress.wire.content_encoding import compress, decompress
-from serve.pipelines.infer.contract import InferResponse
 from serve.ingress.wire.oip_tensors import DTYPES
+from serve.pipelines.infer.contract import InferResponse
 from tests.unit.ingress.wire.oip_cases import JSON_DATATYPES, TREES, assert_same, model, object_array, shapes, tensors
 
 ROW = np.array([[0.1, np.nan, 3]], dtype=np.float32)

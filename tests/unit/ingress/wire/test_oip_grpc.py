@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from serve.errors import InvalidInput, Unsupported
-from serve.pipelines.infer.contract import InferRequest, InferResponse, RequestedOutput
 from serve.ingress.wire.oip_grpc import decode_infer, encode_infer
 from serve.ingress.wire.oip_tensors import DTYPES, tensor_to_bytes
+from serve.pipelines.infer.contract import InferRequest, InferResponse, RequestedOutput
 from tests.unit.ingress.wire.oip_cases import JSON_DATATYPES, TREES, assert_same, model, shapes, tensors
 
 ROW = np.array([[1, 2, 3]], dtype=np.float32)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from serve.backends.base import ModelSpec, Tensor, TensorSpec
 from serve.errors import Internal, InvalidInput, Unsupported
-from serve.pipelines.infer.contract import InferRequest, InferResponse, RequestedOutput
 from serve.ingress.wire.oip_http import decode_infer, encode_infer
 from serve.ingress.wire.oip_tensors import DTYPES
+from serve.pipelines.infer.contract import InferRequest, InferResponse, RequestedOutput
 from tests.unit.ingress.wire.oip_cases import JSON_DATATYPES, TREES, assert_same, model, shapes, tensors
 
 X = {"name": "input__0", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
