@@ -154,7 +154,9 @@ def infer_json(rows: Rows) -> Iterator[bytes]:
 def infer_binary(rows: Rows) -> tuple[list[bytes], int]:
     """The same with the tensor as bytes, and the length of the JSON before it (the header's value)."""
     parameters = {"binary_data_size": rows.shape[1] * 4}
-    head = _compact({"inputs": [{**_input(rows), "parameters": parameters}], "parameters": {"binary_data_output": True}})
+    head = _compact(
+        {"inputs": [{**_input(rows), "parameters": parameters}], "parameters": {"binary_data_output": True}}
+    )
     return [head + row.astype("<f4").tobytes() for row in rows], len(head)
 
 

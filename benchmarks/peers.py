@@ -154,7 +154,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="headroom-peers-") as name, ExitStack() as stack:
         asked = contestants(stack, Path(name))
         subjects = {subject.name: subject for subject, _ in asked.values()}
-        print("running: " + ", ".join(f"{s.name} (ready after {s.start_s:.0f} s)" for s in subjects.values()), flush=True)
+        print(
+            "running: " + ", ".join(f"{s.name} (ready after {s.start_s:.0f} s)" for s in subjects.values()), flush=True
+        )
         figures = measure_all(asked, num_rounds, seconds)
         payload = {
             "question": "how does one-row infer compare with stock Ray Serve and MLServer?",

@@ -1,8 +1,9 @@
 """What does the ingress replica spend its time on, with 64 connections scoring single transactions?
 
-py-spy samples the replica three times under the same load: threads on a CPU, threads holding the GIL, and all threads.
-Each sample goes to the function group of its innermost known function; what waits there without a CPU waits for the GIL
-or a lock. perf, where it is installed, adds what native code the CPU time is in, by library.
+py-spy samples the replica twice under the same load: threads that hold the GIL, and all threads. Each sample goes to the
+function group of its innermost known function. The first sampling says what Python costs; the second where threads are,
+so what it has more is native code, or waiting for the GIL, a CPU or the store. Each thread's CPU time is the kernel's
+own figure, and perf, where it is installed, says in which library it is spent.
 
     python -m benchmarks profile [--quick] [--protocol http|grpc]
 """
@@ -22,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks import bodies, generator
 from benchmarks.fraud import GRPC_SCORE, JSON, SCORE
 from benchmarks.generator import Load, write_bodies
@@ -32,47 +35,44 @@ from benchmarks.subject import environment_of
 from benchmarks.tools import missing
 
 GROUPS: tuple[tuple[str, str], ...] = (
-    ("HTTP: sockets, parsing", r"serve/ingress/http_connection|serve/ingress/http\.py|serve/ingress/http_request"),
-    ("gRPC: sockets, framing", r"serve/ingress/grpc|grpc/aio|grpc/_"),
-    ("gate, admission, collector", r"serve/ingress/(gate|admission)|batching/collector|serve/context|budgets/deadline"),
-    ("reply, ledger, metrics, log", r"serve/ingress/ledger|serve/observability"),
-    ("forming, runner", r"batching/(forming|runner|arrival)|budgets/(ladder|estimate|timings|wheel)"),
-    ("decode", r"\bdecode \(.*ingress/wire|ingress/wire/json_errors"),
-    ("encode", r"\b(encode|_encoded|_response) \(.*ingress/wire"),
-    ("store: fetch", r"\b(fetch|_fetch|_read\w*|_snapshot) \(.*features/embedded"),
-    ("windows", r"features/windows|kernels/windows"),
+    ("decode", r"\bdecode \(serve/ingress/wire|_transaction \(|json_errors"),
+    ("encode", r"\bencode \(serve/ingress/wire|_encode \(serve/batching|_response \(serve/ingress/wire"),
+    ("reply, ledger, metrics, log", r"(\b_?reply|_render|server_timing|\bhead) \(|ingress/ledger|serve/observability"),
+    ("HTTP: sockets, parsing", r"serve/ingress/http"),
+    ("gRPC: sockets, framing", r"serve/ingress/grpc|grpc/"),
+    ("gate, admission, collector", r"ingress/(gate|admission)|batching/collector|serve/context|budgets/deadline"),
+    ("explain", r"(\b_explain|contributions|\breasons) \(|xgboost/|kernels/shap"),
     ("score", r"backends/tree|kernels/(trees|forest|compiled)|\bscore \("),
-    ("explain", r"\b(_explain|contributions|reasons) \(|kernels/shap|reference_shap"),
+    ("store: fetch", r"(\b_?fetch\w*|_stored|_states) \(serve/(features|pipelines)"),
+    ("windows", r"features/windows|kernels/windows|assemble_row"),
     ("store: commit", r"features/(embedded|writer)"),
+    ("forming, runner", r"batching/(forming|runner|arrival)|serve/budgets"),
     ("flow", r"serve/pipelines"),
-    ("event loop", r"uvloop|asyncio"),
     ("Ray", r"ray/"),
+    ("event loop", r"uvloop|asyncio"),
 )
-IDLE = re.compile(r"^(wait|take|select|poll|_worker|run_forever|_poll_wrapper|main_loop|get|accept|recv|join|sleep)\b")
 OTHER = "other"
+_WAITS_FOR_WORK = re.compile(r"(threading|selectors|queue|socket|http)\.py:\d+\)$|^[^;]*(_poll_wrapper|MainThread)")
+"""How the stacks end of threads that have nothing to do: in a lock, a selector, or uvloop's run_forever."""
+_THREAD = re.compile(r"^thread \((\d+)\)(?:: ([^;]*))?")
 SAMPLES_PER_S = 250
 
 
 def group_of(stack: str) -> str:
-    """The function group of a collapsed stack: `outer (file:line);…;inner (file:line)`."""
-    for frame in reversed(stack.split(";")):
+    """The function group of a collapsed stack: `thread;outer (file:line);…;inner (file:line)`."""
+    for frame in reversed(stack.split(";")[1:]):
         for name, pattern in GROUPS:
             if re.search(pattern, frame):
                 return name
     return OTHER
 
 
-def is_idle(stack: str) -> bool:
-    """Whether the innermost Python function is one that waits for work."""
-    return IDLE.match(stack.rpartition(";")[2]) is not None
-
-
-def py_spy(pid: int, seconds: float, folder: Path, *flags: str) -> Counter[str]:
-    """Samples by collapsed stack, the thread's name first."""
-    file = folder / f"stacks{''.join(flags)}"
+def py_spy(pid: int, seconds: float, folder: Path, flag: str) -> Counter[str]:
+    """Samples by collapsed stack, the thread first."""
+    file = folder / f"stacks{flag}"
     subprocess.run(
         [str(Path(sys.executable).parent / "py-spy"), "record", "-p", str(pid), "-d", f"{seconds:g}", "-f", "raw",
-         "-r", str(SAMPLES_PER_S), "--threads", "--nonblocking", "-o", str(file), *flags],
+         "-r", str(SAMPLES_PER_S), "--threads", "--nonblocking", flag, "-o", str(file)],
         check=True, capture_output=True,
     )  # fmt: skip
     counts: Counter[str] = Counter()
@@ -90,43 +90,52 @@ def by_group(counts: Counter[str]) -> Counter[str]:
     return groups
 
 
-def by_thread(counts: Counter[str]) -> Counter[str]:
-    """Samples by thread name, numbers within it left out."""
-    threads: Counter[str] = Counter()
-    for stack, number in counts.items():
-        name = stack.partition(";")[0]
-        threads[re.sub(r"^thread \(\S+\)(: )?", "", name) or "unnamed"] += number
-    return threads
-
-
-def table(on_cpu: Counter[str], with_gil: Counter[str], everyone: Counter[str], seconds: float) -> list[dict[str, Any]]:
-    """Per function group: share of the CPU samples, cores on a CPU, holding the GIL, and waiting for it or a lock."""
-    busy, held = by_group(on_cpu), by_group(with_gil)
-    present = by_group(Counter({stack: n for stack, n in everyone.items() if not is_idle(stack)}))
+def table(with_gil: Counter[str], everyone: Counter[str], seconds: float) -> list[dict[str, Any]]:
+    """Per function group: its share of the samples that hold the GIL, and how many threads are in it at a time."""
+    held = by_group(with_gil)
+    present = by_group(Counter({stack: n for stack, n in everyone.items() if not _WAITS_FOR_WORK.search(stack)}))
     samples = SAMPLES_PER_S * seconds
     rows = [
         {
             "group": group,
-            "share_of_cpu": round(busy[group] / max(1, busy.total()), 4),
-            "cores_on_cpu": round(busy[group] / samples, 3),
-            "cores_holding_gil": round(held[group] / samples, 3),
-            "cores_waiting": round(max(0, present[group] - busy[group]) / samples, 3),
+            "share_of_gil": round(held[group] / max(1, held.total()), 4),
+            "threads_holding_gil": round(held[group] / samples, 3),
+            "threads_there": round(present[group] / samples, 3),
         }
-        for group in {*busy, *held, *present}
+        for group in {*held, *present}
     ]
-    return sorted(rows, key=lambda row: -row["share_of_cpu"])
+    return sorted(rows, key=lambda row: (-row["share_of_gil"], -row["threads_there"]))
 
 
-def perf(pid: int, seconds: float, folder: Path) -> list[dict[str, Any]] | None:
-    """Share of CPU time by library and by symbol, 2 % and above; None where perf is missing or not allowed."""
+def thread_names(counts: Counter[str]) -> dict[int, str]:
+    """Python's threads by their id in the kernel."""
+    found = (_THREAD.match(stack) for stack in counts)
+    return {int(match[1]): match[2] or "unnamed" for match in found if match}
+
+
+def thread_cores(pid: int, seconds: float) -> dict[int, float]:
+    """CPU seconds per second of each thread, from the kernel, over `seconds`."""
+    process = psutil.Process(pid)
+    before = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
+    time.sleep(seconds)
+    after = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
+    return {tid: (used_s - before.get(tid, 0.0)) / seconds for tid, used_s in after.items()}
+
+
+def perf(pid: int, seconds: float, folder: Path, names: dict[int, str]) -> list[dict[str, Any]] | None:
+    """Share of the process's CPU time by thread and library, 1 % and above; None where perf is missing or forbidden."""
     data = folder / "perf.data"
     record = ["perf", "record", "-F", "499", "-p", str(pid), "-o", str(data), "--", "sleep", f"{seconds:g}"]
     if missing("perf") or subprocess.run(record, capture_output=True, check=False).returncode != 0:
         return None
-    report = ["perf", "report", "-i", str(data), "--stdio", "--percent-limit", "2", "-F", "overhead,dso"]
+    # What perf report calls pid is each thread's own id.
+    report = ["perf", "report", "-i", str(data), "--stdio", "--percent-limit", "1", "-s", "pid,dso"]
     output = subprocess.run(report, capture_output=True, text=True, check=True).stdout
-    found = re.findall(r"^\s*([\d.]+)%\s+(\S+)", output, re.MULTILINE)
-    return [{"library": library, "share_of_cpu": round(float(share) / 100, 4)} for share, library in found]
+    found = re.findall(r"^\s*([\d.]+)%\s+(\d+):\S+\s+(\[JIT\]|\S+)", output, re.MULTILINE)
+    return [
+        {"thread": names.get(int(tid), "native"), "library": library, "share_of_cpu": round(float(share) / 100, 4)}
+        for share, tid, library in found
+    ]
 
 
 @contextmanager
@@ -156,8 +165,7 @@ def main() -> None:
             payload = {"protocol": options.protocol, "connections": load.connections, "server": environment_of(server),
                        "history": fed.transactions, **profile(server, load, seconds, folder)}  # fmt: skip
     for row in payload["groups"]:
-        print(f"  {row['group']:30} {row['share_of_cpu']:6.1%}  cpu {row['cores_on_cpu']:.2f}"
-              f"  gil {row['cores_holding_gil']:.2f}  waiting {row['cores_waiting']:.2f}")  # fmt: skip
+        print(f"  {row['group']:30} {row['share_of_gil']:6.1%} of the GIL, {row['threads_there']:.2f} threads there")
     print(f"written to {save('profile', payload, is_quick=options.quick)}")
 
 
@@ -174,15 +182,18 @@ def profile(server: HeadroomServer, load: Load, seconds: float, folder: Path) ->
     """The tables; the profilers take turns, for each slows the replica down a little."""
     (pid,) = (process.pid for process in server.processes())
     with under_load(load) as result:
-        on_cpu = py_spy(pid, seconds, folder)
+        cores = thread_cores(pid, seconds)
         with_gil = py_spy(pid, seconds, folder, "--gil")
         everyone = py_spy(pid, seconds, folder, "--idle")
-        libraries = perf(pid, seconds, folder)
+        names = thread_names(everyone)
+        libraries = perf(pid, seconds, folder, names)
+    busiest = sorted(cores.items(), key=lambda item: -item[1])[:12]
     return {
         "question": "what does the replica spend its time on?",
         "ok_per_s_while_profiled": result["rate_achieved"],
-        "groups": table(on_cpu, with_gil, everyone, seconds),
-        "threads_cores": {n: round(k / SAMPLES_PER_S / seconds, 3) for n, k in by_thread(on_cpu).most_common(12)},
+        "gil_held": round(with_gil.total() / SAMPLES_PER_S / seconds, 3),
+        "groups": table(with_gil, everyone, seconds),
+        "threads": [{"thread": names.get(tid, "native"), "cores": round(used, 3)} for tid, used in busiest],
         "libraries": libraries,
     }
 

@@ -10,7 +10,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from serve.settings import Settings, Tunables, cache_dir, parse
+from serve.settings import Settings, SettingsError, Tunables, cache_dir, parse
 
 if TYPE_CHECKING:
     from serve.assembly.replica import Replica
@@ -28,14 +28,21 @@ class Ingress:
         self._tunables = Tunables()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Ray calls it before the first request, and again whenever `user_config` changes."""
-        tunables = parse(Tunables, user_config, "user_config")
-        loop = asyncio.get_running_loop()
+        """Ray calls it before the first request, and again whenever `user_config` changes.
+
+        A replica does not start with tunables that are wrong. One that serves goes on with those it has and says so in
+        the log: raising would make Ray replace it by one that cannot start.
+        """
         if self._replica is None:
-            await loop.run_in_executor(None, self._start, tunables)
-        else:
+            tunables = parse(Tunables, user_config, "user_config")
+            await asyncio.get_running_loop().run_in_executor(None, self._start, tunables)
+            return
+        try:
+            tunables = parse(Tunables, user_config, "user_config")
             self._replica.reconfigure(tunables)
             log.info("applied %s", tunables)
+        except SettingsError as error:
+            log.error("the tunables stay as they are: %s", error)
 
     def _start(self, tunables: Tunables) -> None:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_dir(self._settings) / "numba"))

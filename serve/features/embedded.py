@@ -25,8 +25,8 @@ from serve.features.writer import Housekeeper, Writer
 
 log = logging.getLogger(__name__)
 
-_TRIM_ABOVE, _FULL_ABOVE = 0.80, 0.95
-"""Shares of the bound above which the oldest decisions make room, and above which only that is done."""
+_TRIM_ABOVE = 0.80
+"""Share of the bound above which the oldest decisions make room. A transaction needs the rest for the pages it copies."""
 _TRIM_FACTOR = 4
 """Decisions forgotten per decision recorded, meanwhile."""
 _ROOM_ENTRIES, _ROOM_ROUNDS = 64, 3
@@ -127,9 +127,10 @@ class EmbeddedStore:
                 self._why_not_open = ""
             except (OSError, lmdb.Error) as error:
                 self._database = None
-                if str(error) != self._why_not_open:
-                    log.error("the feature store cannot be opened: %s", error)
-                self._why_not_open = str(error)
+                reason = str(error)
+                if reason != self._why_not_open:
+                    log.error("the feature store cannot be opened: %s", reason)  # not the error: it keeps files open
+                self._why_not_open = reason
 
     def _replace(self, former: Opening | None, is_damaged: bool) -> None:
         with held(self.path):
@@ -191,13 +192,12 @@ def _record_with_room(
 ) -> list[Stored]:
     import lmdb
 
-    if database.bytes_used() > _FULL_ABOVE * database.max_bytes:
-        _make_room(database)
-        raise StoreFailed("full", f"the store holds {database.bytes_used()} bytes; allowed {database.max_bytes}")
     try:
         return _record(database, events, decisions, snapshot, now_us)
     except lmdb.MapFullError:
-        _make_room(database)
+        for _ in range(_ROOM_ROUNDS):
+            with database.env.begin(write=True) as txn:
+                records.trim(txn, _ROOM_ENTRIES)
         return _record(database, events, decisions, snapshot, now_us)
 
 
@@ -224,9 +224,3 @@ def _record(
         if is_nearly_full:
             records.trim(txn, _TRIM_FACTOR * num_rows)
     return meanwhile
-
-
-def _make_room(database: Database) -> None:
-    for _ in range(_ROOM_ROUNDS):
-        with database.env.begin(write=True) as txn:
-            records.trim(txn, _ROOM_ENTRIES)

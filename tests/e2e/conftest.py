@@ -13,8 +13,8 @@ from server import BUDGET_MS, Server
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests that leave it as they found it. Its budgets are wide: what is answered is tested here, on
-    any machine; how fast is for benchmarks/.
+    """One server for all tests that leave it as they found it. Its budgets are wide: what is answered is tested here,
+    on any machine; how fast is for benchmarks/.
     """
     running = Server(
         tmp_path_factory.mktemp("server"),

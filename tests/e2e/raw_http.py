@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import socket
 from dataclasses import dataclass
 from typing import Any, Self
@@ -66,6 +67,10 @@ class RawClient:
         while (answer := self.answer()) is not None:
             found.append(answer)
         return found
+
+    def has_something_to_read(self, within_s: float) -> bool:
+        """Whether an answer, or the end, has come."""
+        return bool(self._received) or bool(select.select([self.socket], [], [], within_s)[0])
 
     def is_closed(self) -> bool:
         """Waits for the end of the connection; False when anything else comes."""

@@ -1,5 +1,5 @@
-"""A thousand wrong bodies per endpoint, and the wrong values a test author thinks of: each is refused in words that name
-the field, nothing is a 5xx, and the server is as ready afterwards as before.
+"""A thousand wrong bodies per endpoint, and wrong values somebody thought of: each is refused in words that name the
+field, nothing is a 5xx, and the server is as ready afterwards as before.
 """
 
 from __future__ import annotations

@@ -131,12 +131,12 @@ def test_with_no_version_left_the_other_routes_answer(only_one_is_damaged: Serve
 
 
 def test_with_no_version_left_a_transaction_is_told_why_it_is_not_scored(only_one_is_damaged: Server) -> None:
-    for path, body in (("/v1/fraud/score", transaction()), ("/v1/fraud/score:batch", {"transactions": [transaction()]})):
-        status, answer, _ = only_one_is_damaged.post(path, body)
+    for path in ("/v1/fraud/score", "/v1/fraud/score:batch"):
+        status, answer, _ = only_one_is_damaged.post(path, transaction())
         assert (status, answer["kind"]) == (503, "not_ready"), answer
         assert FILE in answer["error"]
+    message = pb.ScoreRequest(transaction=pb.Transaction(**transaction()))
     with grpc.insecure_channel(only_one_is_damaged.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
-        message = pb.ScoreRequest(transaction=pb.Transaction(**transaction()))
         FraudServiceStub(channel).Score(message, timeout=10)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert FILE in refused.value.details()

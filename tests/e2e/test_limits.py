@@ -120,20 +120,30 @@ def test_a_small_body_that_unfolds_into_a_large_one_is_413(tiny: Server) -> None
     assert (status, answer["kind"]) == (413, "too_large")
 
 
-@pytest.mark.parametrize("kind", ["one long header", "many headers", "long target", "never ends", "long trailer"])
+@pytest.mark.parametrize("kind", ["one long header", "many headers", "long target", "never ends"])
 def test_a_header_over_the_limit_is_431(tiny: Server, kind: str) -> None:
     long = "x" * MAX_HEADER_BYTES
-    chunked = request_bytes(tiny.http_port, "POST", SCORE, Transfer_Encoding="chunked")
     sent = {
         "one long header": request_bytes(tiny.http_port, "GET", "/v2", X_Long=long),
         "many headers": request_bytes(tiny.http_port, "GET", "/v2", **{f"X_{i}": "y" for i in range(1000)}),
         "long target": request_bytes(tiny.http_port, "GET", f"/{long}"),
         "never ends": request_bytes(tiny.http_port, "GET", "/v2", X_Long=long).rstrip(b"\r\n"),
-        "long trailer": chunked + b"2\r\n{}\r\n0\r\nX-Long: " + long.encode() + b"\r\n\r\n",
     }[kind]
     rejections = Rejections(tiny, "header_size")
     with RawClient(tiny.http_port) as client:
         assert str(MAX_HEADER_BYTES) in refused(client.send(sent).answer(), 431)
+    assert rejections.num == 1
+
+
+def test_what_follows_a_chunked_body_is_bounded_as_a_header_is(tiny: Server) -> None:
+    rejections = Rejections(tiny, "header_size")
+    with RawClient(tiny.http_port) as client:
+        client.request("POST", SCORE, Transfer_Encoding="chunked").send(b"2\r\n{}\r\n0\r\nX-Long: ")
+        for _ in range(1000):
+            if client.has_something_to_read(0.01):
+                break
+            client.send(b"x" * 1024)
+        refused(client.answer(), 431)
     assert rejections.num == 1
 
 
@@ -154,7 +164,7 @@ def test_a_connection_too_many_is_503_and_one_that_ends_makes_room(tiny: Server)
         assert int(answer.headers["retry-after"]) > 0
         assert rejections.num == 1
         clients[0].socket.close()
-        wait_until(lambda: tiny.is_ready(), 5, "a connection that ended made room")
+        wait_until(tiny.is_ready, 5, "a connection that ended made room")
 
 
 def test_requests_too_many_at_once_are_503_and_the_rest_are_answered(tiny: Server) -> None:
@@ -169,7 +179,9 @@ def test_requests_too_many_at_once_are_503_and_the_rest_are_answered(tiny: Serve
             answers = [client.answer() for client in clients]
         for answer in answers:
             assert answer is not None
-            assert answer.status != 503 or (answer.json()["reason"] == "concurrency" and "retry-after" in answer.headers)
+            if answer.status == 503:
+                assert answer.json()["reason"] == "concurrency"
+                assert int(answer.headers["retry-after"]) >= 0
         return [answer.status for answer in answers if answer is not None]
 
     found = wait_until(lambda: 503 in (got := statuses()) and got, 20, "more than the limit in flight")
@@ -234,18 +246,14 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off_and_the_others_do_no
         return tiny.metric("headroom_requests_total", protocol="http", endpoint="/docs")
 
     with RawClient(tiny.http_port, receive_buffer_bytes=4096) as client:
-        num_sent, before = 0, answered()
-        is_full = False
-        while not is_full and num_sent < 3000:
-            client.send(request_bytes(tiny.http_port, "GET", "/docs") * 20)
-            num_sent += 20
-            try:
-                wait_until(lambda: answered() - before >= num_sent, 0.5, "the server goes on answering")
-            except AssertionError:
-                is_full = True
-        assert is_full, "the server answers although nobody reads"
-        assert_answers_others(tiny)
-        wait_until(lambda: rejections.num == 1, TIMEOUT_S + SLACK_S, "the connection is cut off")
+        for _ in range(200):
+            expected = answered() + 20
+            client.send(request_bytes(client.port, "GET", "/docs") * 20)
+            wait_until(lambda e=expected: answered() >= e or rejections.num, 20, "answered or cut off")
+            assert_answers_others(tiny)
+            if rejections.num:
+                break
+        assert rejections.num == 1, "the server answers although nobody reads"
     wait_until(lambda: tiny.metric("headroom_requests_in_flight", protocol="http") == 0, 5, "nothing in flight")
 
 
@@ -277,9 +285,9 @@ def test_a_grpc_message_over_the_limit_is_refused_and_the_channel_goes_on(tiny: 
 
 
 def test_grpc_metadata_over_the_limit_is_refused(tiny: Server) -> None:
+    message = pb.ScoreRequest(transaction=pb.Transaction(**transaction()))
+    metadata = tuple((f"x-{i}", "y" * 1000) for i in range(40))
     with grpc.insecure_channel(tiny.grpc) as channel, pytest.raises(grpc.RpcError) as too_large:
-        message = pb.ScoreRequest(transaction=pb.Transaction(**transaction()))
-        metadata = tuple((f"x-{i}", "y" * 1000) for i in range(40))
         FraudServiceStub(channel).Score(message, timeout=10, metadata=metadata)
     assert too_large.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 

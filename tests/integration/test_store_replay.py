@@ -116,7 +116,7 @@ def score_until_killed(store: EmbeddedStore, report: Path, seed: int) -> None:
 
 def test_processes_killed_at_any_moment_lose_nothing_that_was_answered_and_block_nobody(path, tmp_path):
     """Also while they hold the lock, and while the others wait for it."""
-    num_kills = 25
+    num_kills = 30
     rng = random.Random(7)
     survivor = StoreProcess.start(path)
     reports = []
@@ -227,6 +227,43 @@ def test_two_processes_waiting_behind_a_third_count_a_transaction_of_both_once(p
     assert_windows_are_the_logs(store)
     for process in (other, holder):
         process.kill()
+
+
+# What happens to the file under two of them.
+
+
+def test_damaged_file_is_moved_away_once_though_two_processes_find_it_damaged(path, store):
+    """The second finds another file in its place, and must not move that one."""
+    score(store, events(500, seed=1, num_customers=400))
+    with StoreProcess.start(path) as other:
+        damage(path / "data.mdb")
+        assert event_of(lambda: store.fetch(events(10, seed=2))) == "damaged"
+        score(store, events(10, seed=2))
+        assert other.do(failure_of) == "damaged"
+        assert other.do(lambda store: len(store.read_log())) == 10
+    assert len(store.read_log()) == 10
+    assert_windows_are_the_logs(store)
+
+
+def damage(data: Path) -> None:
+    """Zeros over all but the meta pages, in place."""
+    with data.open("r+b") as file:
+        file.seek(2 * 4096)
+        file.write(bytes(data.stat().st_size - 2 * 4096))
+
+
+def test_file_that_a_process_with_a_higher_bound_let_grow_is_opened_anew(path):
+    store = open_store(path, max_bytes=1 << 20, housekeeping_s=3600)
+    batch = events(10, seed=1)
+    fetched = store.fetch(batch)
+    with StoreProcess.start(path, max_bytes=64 << 20) as other:
+        other.do(partial(score_seeds, seeds=range(2, 100)))
+        assert event_of(lambda: commit(store, batch, fetched)) == "replaced"
+        store.check()
+        assert store.fetch(events(64, seed=99)).stored
+        assert event_of(lambda: score(store, batch)) == "full"
+        assert other.do(lambda store: len(score(store, batch))) == 0
+    store.close()
 
 
 # What no process survives, and what the disk refuses.

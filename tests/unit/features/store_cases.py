@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -115,6 +115,16 @@ def joined(parts: list[Windows]) -> Windows:
         np.concatenate([part.totals for part in parts]),
         np.concatenate([part.since_last_s for part in parts]),
         np.concatenate([part.is_late for part in parts]),
+    )
+
+
+def joined_events(parts: Sequence[Events]) -> Events:
+    return Events(
+        [name for part in parts for name in part.transaction_ids],
+        [name for part in parts for name in part.customer_ids],
+        [name for part in parts for name in part.terminal_ids],
+        np.concatenate([part.event_s for part in parts]),
+        np.concatenate([part.amount_e4 for part in parts]),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve.features import retention
 from serve.features.embedded import EmbeddedStore
 from serve.features.store import Events, StoreFailed
 from tests.unit.features.store_cases import (
@@ -26,10 +27,12 @@ from tests.unit.features.store_cases import (
     events,
     events_of,
     joined,
+    joined_events,
     logged,
     offline,
     open_store,
     part_of,
+    replayed_states,
     score,
     window_states,
 )
@@ -415,24 +418,6 @@ def test_damaged_pages_cost_at_most_one_batch_and_the_store_begins_anew(path, wh
     store.close()
 
 
-def test_damaged_file_is_moved_away_once_though_two_find_it_damaged(path, whole_file):
-    """The second finds another file in its place, and must not move that one."""
-    put_file(path, whole_file[: 2 * 4096] + bytes(len(whole_file) - 2 * 4096))
-    store = open_store(path)
-    former = store._opened()
-    assert event_of(lambda: store.fetch(events(10, seed=1))) == "damaged"
-    score(store, events(10, seed=2))
-    assert store._failed(former, _corrupted()).event == "damaged"
-    assert len(store.read_log()) == 10
-    store.close()
-
-
-def _corrupted() -> Exception:
-    import lmdb
-
-    return lmdb.CorruptedError("page")
-
-
 def test_damaged_state_makes_its_key_start_anew_and_no_other(store, caplog):
     score(store, events_of(("a", "good", "t", NOW_S, 1), ("b", "bad", "t", NOW_S, 1)))
     with store._opened().env.begin(write=True) as txn:
@@ -452,12 +437,21 @@ def test_full_store_forgets_its_oldest_decisions_and_goes_on(path):
     store = open_store(path, max_bytes=max_bytes)
     for seed in range(num_batches):
         score(store, events(64, seed=seed, num_customers=50, num_terminals=50))
-        assert store.bytes_used() <= max_bytes
+        assert store.bytes_used() <= 0.85 * max_bytes
     kept = [entry.transaction_id for _, entry in store.read_log()]
     assert kept == [name for seed in range(num_batches) for name in events(64, seed=seed).transaction_ids][-len(kept) :]
     assert 3_000 < len(kept) < 64 * num_batches
     assert not store.fetch(events(64, seed=0)).stored
     assert len(store.fetch(events(64, seed=num_batches - 1)).stored) == 64
+    store.close()
+
+
+def test_batch_that_needs_more_free_pages_than_there_are_makes_room_for_itself(path):
+    store = open_store(path, max_bytes=3 << 20)
+    for seed in range(60):
+        score(store, events(256, seed=seed, num_customers=400, num_terminals=400))
+    arrived = [events(256, seed=seed, num_customers=400, num_terminals=400) for seed in range(60)]
+    assert window_states(store) == replayed_states(joined_events(arrived))
     store.close()
 
 
@@ -519,13 +513,20 @@ def test_windows_of_keys_that_went_quiet_are_swept_a_bounded_number_a_round(path
     store._housekeep()
     assert len(window_states(store)) == 1_001
     score(store, events_of(("x", "busy", "t", later_s, 1), ("y", "quiet 7", "t", later_s - 5, 1)))
-    left = []
+    left = [len(window_states(store))]
     for _ in range(6):
         store._housekeep()
         left.append(len(window_states(store)))
     assert all(0 <= before - after <= 256 for before, after in pairwise(left))
     assert set(window_states(store)) == {b"cbusy", b"cquiet 7", b"tt"}
     store.close()
+
+
+def test_key_that_is_used_again_while_it_is_swept_is_kept(store, monkeypatch):
+    score(store, events_of(("x", "busy", "t", NOW_S, 1)))
+    monkeypatch.setattr(retention, "_idle_keys", lambda *_: ([b"cbusy", b"cgone"], b"c"))
+    store._housekeep()
+    assert set(window_states(store)) == {b"cbusy", b"tt"}
 
 
 def test_replay_of_old_events_keeps_its_windows_and_a_clock_behind_the_events_too(path):
