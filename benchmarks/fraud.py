@@ -104,15 +104,15 @@ class Bench:
     def closed_loop(self) -> dict[str, list[Row]]:
         """What the server does when every answer triggers the next request."""
         return {
-            "http": [self.row(f"HTTP, {n} connections", self.unary(n)) for n in CONNECTIONS],
-            "grpc": [self.row(f"gRPC, {n} connections", self.grpc(n, self.traffic.grpc)) for n in CONNECTIONS],
-            "batch": [self.row(f"batches of 32, {n} connections", self.batch(n)) for n in (1, 16)],
+            "http": [self.row(f"HTTP, connections: {n}", self.unary(n)) for n in CONNECTIONS],
+            "grpc": [self.row(f"gRPC, connections: {n}", self.grpc(n, self.traffic.grpc)) for n in CONNECTIONS],
+            "batch": [self.row(f"batches of 32, connections: {n}", self.batch(n)) for n in (1, 16)],
         }
 
     def burst(self) -> Row:
         """10 000 transactions/s in batches of 32."""
         load = self.batch(64, BURST_PER_S / BATCH_ITEMS, self.plan.burst_s)
-        return self.row(f"open loop, {BURST_PER_S} transactions/s in batches of 32", load)
+        return self.row("10 000 transactions/s in batches of 32", load)
 
     def curve(self, capacity: dict[str, float]) -> dict[str, list[Row]]:
         """Latency at shares of the capacity, open loop. Connections suffice for the generator never to wait for one."""
@@ -122,18 +122,18 @@ class Bench:
         }
 
     def _at(self, kind: str, load: Load, share: float) -> Row:
-        return {**self.row(f"open loop, {kind}, {share:.0%} of capacity", load), "share_of_capacity": share}
+        return {**self.row(f"{kind}, {share:.0%} of capacity", load), "share_of_capacity": share}
 
     def overload(self, capacity: dict[str, float], goodput: dict[str, float]) -> list[Row]:
         """More than the capacity: what is still answered within the budget, against what was at capacity."""
         loads = [
-            ("batch", 3, self.batch(256, 3 * capacity["batch"])),
-            ("http", 2, self.unary(1024, 2 * capacity["http"])),
-            ("http", 3, self.unary(1024, 3 * capacity["http"])),
+            ("batch", "batches of 32", 3, self.batch(256, 3 * capacity["batch"])),
+            ("http", "HTTP", 2, self.unary(1024, 2 * capacity["http"])),
+            ("http", "HTTP", 3, self.unary(1024, 3 * capacity["http"])),
         ]
         rows = []
-        for kind, times, load in loads:
-            row = self.row(f"overload, {kind}, {times} x capacity", load)
+        for kind, title, times, load in loads:
+            row = self.row(f"overload: {title}, {times} × capacity", load)
             share = round(row["goodput_per_s"] / goodput[kind], 3)
             rows.append({**row, "kind": kind, "times_capacity": times, "goodput_share": share})
             print(f"    goodput {share:.0%} of the capacity's", flush=True)
@@ -148,7 +148,7 @@ class Bench:
         grpc = [] if tools.missing("h2load") else [
             {
                 "h2load": tools.h2load(server.grpc(GRPC_SCORE), traffic.message, n, seconds, self.folder),
-                "headroom_load": self.row(f"gRPC, one repeated id, {n} conn.", self.grpc(n, traffic.grpc_repeated)),
+                "headroom_load": self.row(f"gRPC, one repeated id, connections: {n}", self.grpc(n, traffic.grpc_repeated)),
             }
             for n in CONNECTIONS
         ]  # fmt: skip

@@ -122,11 +122,11 @@ def measure_all(asked: dict[str, tuple[Subject, Load]], num_rounds: int, seconds
         for connections in CONNECTIONS:
             for name, (subject, load) in asked.items():
                 row = measure(subject, replace(load, connections=connections, duration_s=seconds, warmup_s=1.0))
-                row["name"] = f"round {number + 1}: {name}, {connections} connections"
+                row["name"] = f"round {number + 1}: {name}, connections: {connections}"
                 show(row)
                 rounds.setdefault((name, connections), []).append(row)
     return {
-        name: [{**median_row(rounds[name, n]), "name": f"{name}, {n} connections"} for n in CONNECTIONS]
+        name: [{**median_row(rounds[name, n]), "name": f"{name}, connections: {n}"} for n in CONNECTIONS]
         for name in asked
     }
 

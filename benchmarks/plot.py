@@ -25,6 +25,7 @@ from benchmarks.record import RESULTS
 Row = dict[str, Any]
 COLOURS = ("#0b6e99", "#c2541b", "#3a7d44", "#7b4fa3", "#8a6d1d")
 _GREY = "#555555"
+_WORTH_SAYING = 0.001
 
 
 def plot_fraud(payload: dict[str, Any], file: Path) -> Path:
@@ -73,10 +74,11 @@ def _draw_curve(axis: Axes, rows: Sequence[Row], colour: str) -> None:
     axis.plot(rates, [row["p99_ms"] for row in shown], marker="o", color=colour, label="p99")
     axis.plot(rates, [row["p50_ms"] for row in shown], marker="o", color=colour, label="p50", alpha=0.45)
     for row in shown:
-        if row["by_status"].keys() - {"200"} or row["failed"]:
-            refused = 1 - row["by_status"].get("200", 0) / max(1, sum(row["by_status"].values()))
+        answered = sum(row["by_status"].values()) + sum(row["failed"].values())
+        refused = 1 - row["by_status"].get("200", 0) / answered
+        if refused >= _WORTH_SAYING:
             axis.annotate(f"{refused:.1%} refused", (row["items_per_s"], row["p99_ms"]), xytext=(0, 6), fontsize=7,
-                          textcoords="offset points", color=COLOURS[1], ha="right")  # fmt: skip
+                          textcoords="offset points", color=COLOURS[1], ha="center")  # fmt: skip
 
 
 def _label(axis: Axes, title: str, x_label: str) -> None:
@@ -87,6 +89,7 @@ def _label(axis: Axes, title: str, x_label: str) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", " ")))
     if axis.get_xscale() == "linear":
         axis.set_xlim(left=0)
+        axis.margins(x=0.08)
     axis.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
 

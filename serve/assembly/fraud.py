@@ -115,7 +115,7 @@ def fraud_pipeline(settings: Settings, repository: Repository, metrics: Metrics)
             f"/{fraud_grpc.SERVICE}/ScoreBatch": maker.route(fraud_grpc.ScoreBatchCodec()),
         },
         grpc_streams={f"/{fraud_grpc.SERVICE}/ScoreStream": maker.route(fraud_grpc.ScoreStreamCodec())},
-        infer=infer, steps=(MODEL,), warm_up=flow.warm_up,
+        infer=infer, steps=(MODEL,), warm_up=lambda: flow.warm_up(lambda rows, took_ns: ladder.observe(0, rows, took_ns)),
     )  # fmt: skip
     return FraudPipeline(service, flow, store, collector, metrics, published.max_batch_items)
 

@@ -13,6 +13,7 @@ from collections import deque
 from math import ceil
 
 _WINDOW = 64
+_UNKNOWN_SLOPE = 8
 
 
 class QuantileEstimate:
@@ -46,9 +47,9 @@ class QuantileEstimate:
 class BatchEstimate:
     """Predicts a batch's time from its size: one quantile per power of two, interpolated and extrapolated linearly.
 
-    Sizes never seen are read from their nearest neighbours: between two linearly in the size; above the largest by its
-    cost per item; below the smallest by its whole time (a small batch is never predicted to be slower than a larger
-    one that was measured).
+    Sizes never seen are read from their neighbours: between two linearly in the size; above the largest by the slope
+    from the smallest to it; below the smallest by its whole time (a small batch is never predicted to be slower than
+    a larger one that was measured).
     """
 
     def __init__(self, q: float = 0.9, *, prior_ns: int = 200_000, max_items: int = 1 << 16) -> None:
@@ -71,9 +72,21 @@ class BatchEstimate:
             return self._prior_ns if above is None else self._at_most(above)
         low_ns = self._at_most(below)
         if above is None:
-            return low_ns << (at - below)
+            return int(low_ns + self._slope_ns(below) * ((1 << at) - (1 << below)))
         share = ((1 << at) - (1 << below)) / max(1, (1 << above) - (1 << below))
         return int(low_ns + share * (self._at_most(above) - low_ns))
+
+    def _slope_ns(self, largest: int) -> float:
+        """What an item more costs above the largest size measured, from there to the smallest one measured.
+
+        Most of a small batch's time does not grow with it: to take its whole time per item for the slope would refuse
+        at a load that larger batches carry. With one size measured, an eighth of that is assumed.
+        """
+        smallest = next(i for i, bucket in enumerate(self._buckets) if bucket.count)
+        if smallest == largest:
+            return self._buckets[largest].ns / (1 << largest) / _UNKNOWN_SLOPE
+        rise_ns = self._buckets[largest].ns - self._at_most(smallest)
+        return max(0.0, rise_ns / ((1 << largest) - (1 << smallest)))
 
     def _at_most(self, at: int) -> int:
         """The smallest estimate of the sizes of bucket `at` and larger."""

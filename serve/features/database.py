@@ -28,7 +28,8 @@ _MAX_READERS = 512
 _HOLD_S = 0.5
 _META_BYTES = 152
 _MAX_UNWRITTEN_BYTES = 1 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""EIO is what LMDB says of a write that was cut short, as the first one to a full disk is."""
 
 FileId = tuple[int, int]
 """Device and inode."""
@@ -36,15 +37,25 @@ FileId = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opening:
-    """One opening of a store's files; only itself is equal to it. Unlike the database, it keeps nothing open."""
+    """One opening of a store's files; only itself is equal to it. Unlike the database, it keeps nothing open.
 
-    folder: Path
+    Paths are strings: `is_current` is asked before every commit, and joining paths would cost more than it.
+    """
+
+    data: str
+    lock: str
     data_id: FileId | None
     lock_id: FileId | None
 
+    @classmethod
+    def of(cls, folder: Path) -> Opening:
+        """Of the files that are in the folder now."""
+        data, lock = os.fspath(folder / DATA), os.fspath(folder / LOCK)
+        return cls(data, lock, file_id(data), file_id(lock))
+
     def is_current(self) -> bool:
-        """Whether the path still leads to the files that were opened."""
-        return file_id(self.folder / DATA) == self.data_id and file_id(self.folder / LOCK) == self.lock_id
+        """Whether the paths still lead to the files that were opened."""
+        return file_id(self.data) == self.data_id and file_id(self.lock) == self.lock_id
 
 
 class Database:
@@ -60,7 +71,7 @@ class Database:
         )  # fmt: skip
         self.env.reader_check()
         self.max_bytes = max_bytes
-        self.opening = Opening(folder, file_id(folder / DATA), file_id(folder / LOCK))
+        self.opening = Opening.of(folder)
 
     def bytes_used(self) -> int:
         """Bytes of the pages that hold records."""
@@ -89,12 +100,11 @@ def part_from(former: Opening, *, is_damaged: bool) -> None:
     """Moves away what may not be opened again: damaged data, unless another process was faster, or a lock beside other
     data than it was made with. Only while the folder is `held`, and `former` open: else its inodes are others by now.
     """
-    data, lock = former.folder / DATA, former.folder / LOCK
-    is_same_data = file_id(data) == former.data_id
+    is_same_data = file_id(former.data) == former.data_id
     if is_damaged and is_same_data:
-        _set_aside(former.folder, "a page was damaged")
-    elif not is_same_data and file_id(lock) == former.lock_id:
-        lock.unlink()  # it tells the transaction number of the former data
+        _set_aside(Path(former.data).parent, "a page was damaged")
+    elif not is_same_data and file_id(former.lock) == former.lock_id:
+        os.unlink(former.lock)  # it tells the transaction number of the former data
 
 
 def failure_kind(error: Exception) -> Literal["full", "damaged", "replaced", "error"]:
@@ -113,7 +123,7 @@ def failure_kind(error: Exception) -> Literal["full", "damaged", "replaced", "er
     return "replaced" if isinstance(error, lmdb.PanicError | lmdb.MapResizedError) else "error"
 
 
-def file_id(file: Path) -> FileId | None:
+def file_id(file: str) -> FileId | None:
     """Device and inode of a file, None where there is none."""
     try:
         stat = os.stat(file)

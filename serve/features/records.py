@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -35,7 +34,6 @@ WINDOWS_BEGIN, WINDOWS_END = b"c", b"u"
 """Bounds of the keys of windows."""
 _DECISION = b"x"
 _LOG = b"\xff"
-_KEY = itemgetter(0)
 
 
 class LogEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -71,25 +69,22 @@ def window_keys(events: Events) -> tuple[list[bytes], Keys]:
     """The batch's distinct keys, sorted (neighbours share pages); and the key of each of 2n rows: all rows' customers,
     then all rows' terminals.
     """
-    names = [b"c" + name.encode() for name in events.customer_ids]
-    names += [b"t" + name.encode() for name in events.terminal_ids]
-    keys = sorted(set(names))
-    number_of = dict(zip(keys, range(len(keys)), strict=True))
-    return keys, np.array([number_of[name] for name in names], np.int32)
+    customers, terminals = sorted(set(events.customer_ids)), sorted(set(events.terminal_ids))
+    customer_number = dict(zip(customers, range(len(customers)), strict=True))
+    terminal_number = dict(zip(terminals, range(len(customers), len(customers) + len(terminals)), strict=True))
+    rows = [customer_number[name] for name in events.customer_ids]
+    rows += [terminal_number[name] for name in events.terminal_ids]
+    keys = [b"c" + name.encode() for name in customers] + [b"t" + name.encode() for name in terminals]
+    return keys, np.array(rows, np.int32)
 
 
 def stored_decisions(txn: lmdb.Transaction[Any], transaction_ids: Sequence[str]) -> list[Stored]:
     """The rows that were decided earlier, with their decisions; `transaction_ids` are distinct."""
-    keys = [_DECISION + name.encode() for name in transaction_ids]
-    with txn.cursor() as cursor:
-        found = cursor.getmulti(keys)
-    if not found:
-        return []
-    numbers = {bytes(key): bytes(number) for key, number in found}
+    numbers = [txn.get(_DECISION + name.encode()) for name in transaction_ids]
     return [
-        Stored(row, _decode(txn.get(_LOG + numbers[key], b"")).decision)
-        for row, key in enumerate(keys)
-        if key in numbers
+        Stored(row, _decode(txn.get(_LOG + bytes(number), b"")).decision)
+        for row, number in enumerate(numbers)
+        if number is not None
     ]
 
 
@@ -97,13 +92,7 @@ def advance_windows(
     txn: lmdb.Transaction[Any], keys: list[bytes], key_of_row: Keys, events: Events, skipped: Sequence[int]
 ) -> Advance:
     """Both windows of every row. Rows decided earlier were entered then: they are moved to a key of their own."""
-    with txn.cursor() as cursor:
-        found = cursor.getmulti(keys)
-    if len(found) == len(keys):
-        states = [state for _, state in found]
-    else:
-        by_key = {bytes(key): state for key, state in found}
-        states = [by_key.get(key) for key in keys]
+    states = [txn.get(key) for key in keys]  # with views of the pages, twice as fast as getmulti
     if skipped:
         n = len(events.transaction_ids)
         key_of_row = key_of_row.copy()
@@ -134,11 +123,10 @@ def put_batch(
         log = [(_LOG + number, _encode(entry)) for number, entry in zip(numbers, entries, strict=True)]
         _, num_logged = cursor.putmulti(log, append=True)
         index = [(_DECISION + entry[0].encode(), number) for number, entry in zip(numbers, entries, strict=True)]
-        index.sort(key=_KEY)
         _, num_indexed = cursor.putmulti(index, overwrite=False)
         if num_logged != len(entries) or num_indexed != len(entries):
             raise KeyError(f"of {len(entries)} transactions, {num_indexed} are new and {num_logged} could be logged")
-        # A key whose only rows are skipped has no state before and none after.
+        # The skipped rows' own key is the last one, without a name; one whose only rows they are may have no state.
         states = [item for item in zip(keys, advanced.new_states(), strict=False) if item[1]]
         cursor.putmulti(states)
 

@@ -97,10 +97,17 @@ def test_no_items_take_no_time_and_are_not_learnt_from():
     assert (estimate.predict_ns(0), estimate.predict_ns(1)) == (0, 200_000)
 
 
-def test_above_the_largest_size_seen_each_item_costs_the_same():
+def test_above_the_largest_size_seen_the_cost_grows_as_from_the_smallest_to_it():
+    estimate = BatchEstimate()
+    estimate.observe(4, 2 * MS)
+    estimate.observe(16, 5 * MS)
+    assert estimate.predict_ns(64) == pytest.approx(5 * MS + 48 * 3 * MS / 12, rel=1e-3)
+
+
+def test_from_one_size_alone_a_larger_batch_is_taken_to_cost_mostly_what_does_not_grow():
     estimate = BatchEstimate()
     estimate.observe(4, MS)
-    assert estimate.predict_ns(64) == pytest.approx(16 * MS, rel=1e-3)
+    assert estimate.predict_ns(64) == pytest.approx(MS + 60 * MS / 4 / 8, rel=1e-3)
 
 
 def test_below_the_smallest_size_seen_its_whole_time_is_expected():
