@@ -47,8 +47,10 @@ def set_up() -> None:
         subprocess.run([str(PEERS / peer / "setup.sh"), sys.executable], check=True)
 
 
-def ray_serve(folder: Path) -> Subject:
-    """Stock Ray Serve: its own HTTP proxy, one replica."""
+def ray_serve(folder: Path, first_body: bytes) -> Subject:
+    """Stock Ray Serve: its own HTTP proxy, one replica. Its health is answered before the application is there, so it
+    is ready when it answers `first_body`.
+    """
     folder.mkdir()
     (port,) = free_ports(1)
     config = folder / "serve_config.yaml"
@@ -56,13 +58,13 @@ def ray_serve(folder: Path) -> Subject:
         "http_options": {"host": "127.0.0.1", "port": port},
         "logging_config": {"enable_access_log": False},
         "applications": [{
-            "name": "peer", "route_prefix": INFER, "import_path": "benchmarks.peers.ray_serve.app:build",
+            "name": "peer", "route_prefix": INFER, "import_path": "app:build",
             "args": {"path": str(MODEL_FILE)},
         }],
     }))  # fmt: skip
     return Subject(
         "Ray Serve", [str(Path(sys.executable).parent / "serve"), "run", str(config)], folder,
-        f"http://127.0.0.1:{port}/-/healthz", RAY_ENVIRONMENT,
+        f"http://127.0.0.1:{port}{INFER}", first_body, {**RAY_ENVIRONMENT, "PYTHONPATH": str(PEERS / "ray_serve")},
         lambda line: "ServeReplica" in line or "ProxyActor" in line,
     )  # fmt: skip
 
@@ -97,7 +99,7 @@ def contestants(stack: ExitStack, folder: Path) -> dict[str, tuple[Subject, Load
     binary, head_bytes = bodies.infer_binary(rows)
     as_binary = write_bodies(folder / "binary.bin", binary)
     ours = stack.enter_context(HeadroomServer(folder / "headroom"))
-    ray = stack.enter_context(ray_serve(folder / "ray_serve"))
+    ray = stack.enter_context(ray_serve(folder / "ray_serve", next(bodies.infer_json(rows))))
     ml, ml_grpc = mlserver(folder / "mlserver")
     stack.enter_context(ml)
     http = Load("", as_json, 1, 0, headers=JSON)
@@ -109,7 +111,7 @@ def contestants(stack: ExitStack, folder: Path) -> dict[str, tuple[Subject, Load
             headers=("content-type: application/octet-stream", f"inference-header-content-length: {head_bytes}"),
         )),
         "Headroom, gRPC": (ours, replace(grpc, url=ours.grpc(GRPC_INFER))),
-        "Ray Serve, HTTP": (ray, replace(http, url=ray.ready_url.replace("/-/healthz", INFER))),
+        "Ray Serve, HTTP": (ray, replace(http, url=ray.ready_url)),
         "MLServer, HTTP": (ml, replace(http, url=ml.ready_url.replace("/ready", "/infer"))),
         "MLServer, gRPC": (ml, replace(grpc, url=ml_grpc)),
     }  # fmt: skip

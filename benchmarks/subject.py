@@ -44,6 +44,8 @@ class Subject:
     command: Sequence[str]
     folder: Path
     ready_url: str
+    ready_body: bytes | None = None
+    """JSON posted to `ready_url`; a GET without it."""
     environment: Mapping[str, str] = field(default_factory=dict)
     serves: Callable[[str], bool] = lambda _: True
     start_s: float = 0.0
@@ -54,7 +56,7 @@ class Subject:
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command, cwd=ROOT, env={**os.environ, **self.environment}, stdout=log, stderr=log,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_heed_interrupts,
             )  # fmt: skip
         try:
             self._wait_until_ready()
@@ -79,7 +81,7 @@ class Subject:
     def _wait_until_ready(self) -> None:
         give_up_s = time.monotonic() + _READY_S
         while time.monotonic() < give_up_s and self._process.poll() is None:
-            if answers(self.ready_url):
+            if answers(self.ready_url, self.ready_body):
                 return
             time.sleep(0.1)
         text = (self.folder / "server.log").read_text(errors="replace")
@@ -133,10 +135,16 @@ class CpuWindow(threading.Thread):
         return self._cores
 
 
-def answers(url: str) -> bool:
-    """Whether a GET is answered with 200."""
+def _heed_interrupts() -> None:
+    """A benchmark under nohup, or behind `&`, ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def answers(url: str, body: bytes | None = None) -> bool:
+    """Whether a GET, or the POST of a JSON body, is answered with 200."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        request = urllib.request.Request(url, data=body, headers={"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

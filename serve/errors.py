@@ -4,6 +4,7 @@ HeadroomError
 ├── InvalidInput        my request: a field is wrong               (field, got, allowed)
 ├── NotFound            my request: no such model, version, route
 ├── Unsupported         my request: understood, not offered here
+│   └── UnsupportedEncoding   my request: compressed in a way that is not offered
 ├── Forbidden           my request: not from this origin, not with these rights
 ├── TooLarge            my request: over a published size
 ├── Overloaded          my timing: a queue is full or the budget cannot be met   (reason, retry_after_ms)
@@ -53,6 +54,10 @@ class Unsupported(HeadroomError):
     """Understood, but not offered by this server or model."""
 
     kind = "unsupported"
+
+
+class UnsupportedEncoding(Unsupported):
+    """The body is compressed in a way that is not offered."""
 
 
 class Forbidden(HeadroomError):

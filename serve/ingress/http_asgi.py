@@ -40,8 +40,11 @@ class AsgiBridge:
 
     def handle(self, request: HttpRequest) -> None:
         """Starts the request's task."""
-        task = asyncio.get_running_loop().create_task(self._run(request))
+        exchange, scope = _Exchange(request), _scope(request)
+        task = asyncio.get_running_loop().create_task(self._run(request, exchange, scope))
         self._tasks[request.connection] = task
+        # Not in the task itself: one that is cancelled before its first step never runs its own clean-up.
+        task.add_done_callback(lambda ended: self._end(ended, request, exchange, scope.get(LABEL, "unknown")))
 
     def cancel(self, connection: HttpConnection) -> None:
         """The client left."""
@@ -49,24 +52,21 @@ class AsgiBridge:
         if task is not None:
             task.cancel()
 
-    async def _run(self, request: HttpRequest) -> None:
-        exchange = _Exchange(request)
-        scope = _scope(request)
-        kind: str | None = None
+    async def _run(self, request: HttpRequest, exchange: _Exchange, scope: Scope) -> None:
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except asyncio.CancelledError:
-            kind, exchange.status = "cancelled", 499
         except Exception:
             assert request.context is not None
             log.exception("route failed", extra={"request_id": request.context.request_id})
-            kind = "internal"
             exchange.fail()
-        finally:
-            if self._tasks.get(request.connection) is asyncio.current_task():
-                del self._tasks[request.connection]
-            exchange.finish()
-            self._on_finished(request, scope.get(LABEL, "unknown"), exchange.status, exchange.bytes_out, kind)
+
+    def _end(self, task: asyncio.Task[None], request: HttpRequest, exchange: _Exchange, label: str) -> None:
+        if self._tasks.get(request.connection) is task:
+            del self._tasks[request.connection]
+        if task.cancelled():
+            exchange.status, exchange.kind = 499, "cancelled"
+        exchange.finish()
+        self._on_finished(request, label, exchange.status, exchange.bytes_out, exchange.kind)
 
 
 class _Exchange:
@@ -80,6 +80,7 @@ class _Exchange:
         self._is_head_sent = False
         self._is_done = False
         self.status = 500
+        self.kind: str | None = None
         self.bytes_out = 0
 
     async def receive(self) -> Message:
@@ -136,6 +137,7 @@ class _Exchange:
 
     def fail(self) -> None:
         """The application raised: an error as the answer, or, where a part has left, the end of the connection."""
+        self.kind = "internal"
         if self._is_done or self._is_head_sent:
             return
         assert self._request.context is not None

@@ -142,6 +142,9 @@ class HttpConnection(asyncio.Protocol):
         self._head_bytes = 0
         self.since_ns = time.monotonic_ns()
         headers = self._headers = dict(self._raw_headers)
+        num_hosts = sum([name == b"host" for name, _ in self._raw_headers])
+        if num_hosts != 1 and (num_hosts > 1 or self._parser.get_http_version() == "1.1"):
+            raise _Refused(InvalidInput(f"the request has {num_hosts} Host headers; allowed 1"), 400, "malformed")
         length = int(headers.get(b"content-length", b"0"))
         if length > limits.max_body_bytes:
             raise _Refused(self._too_large_body(f"{length} bytes"), 413, "body_size")

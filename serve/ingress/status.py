@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.errors import HeadroomError, InvalidInput, Overloaded
+from serve.errors import HeadroomError, InvalidInput, Overloaded, UnsupportedEncoding
 
 HTTP_STATUS: dict[str, int] = {
     "invalid_input": 400,
@@ -58,6 +58,8 @@ def http_status(error: HeadroomError) -> int:
     """The HTTP status of an error."""
     if isinstance(error, Overloaded) and error.reason in SERVER_BOUNDS:
         return 503
+    if isinstance(error, UnsupportedEncoding):
+        return 415
     return HTTP_STATUS[error.kind]
 
 

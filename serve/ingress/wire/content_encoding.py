@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from serve.errors import InvalidInput, TooLarge, Unsupported
+from serve.errors import InvalidInput, TooLarge, UnsupportedEncoding
 
 _WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 # The fastest level: tensors of floats hardly shrink, and level 6 takes four times as long.
@@ -26,7 +26,7 @@ def decompress(body: bytes | memoryview, encoding: str, max_bytes: int) -> bytes
     if name in {"", "identity"}:
         return body
     if name not in _WINDOW_BITS:
-        raise Unsupported(f"Content-Encoding is {encoding[:64]!r}; allowed gzip, deflate, identity")
+        raise UnsupportedEncoding(f"Content-Encoding is {encoding[:64]!r}; allowed gzip, deflate, identity")
     inflater = zlib.decompressobj(_WINDOW_BITS[name])
     try:
         plain = inflater.decompress(body, max_bytes + 1)

@@ -103,7 +103,7 @@ class ScoreBatchCodec:
 
     def encode(self, request: None, outcomes: Sequence[Outcome[Decision]]) -> Encoded:
         """`{"results": […]}` in the order of the request."""
-        results = [_failed(one) if isinstance(one, HeadroomError) else one for one in outcomes]
+        results = [_failed(one, i) if isinstance(one, HeadroomError) else one for i, one in enumerate(outcomes)]
         return Encoded(_encode({"results": results}))
 
 
@@ -122,5 +122,9 @@ def _decode_item(item: msgspec.Raw, base: str) -> Outcome[Transaction]:
         return explain(error, bytes(item), rules=RULES, base=base)
 
 
-def _failed(error: HeadroomError) -> FailedItem:
-    return FailedItem(ItemError(error.kind, error.message, getattr(error, "field", None)))
+def _failed(error: HeadroomError, index: int) -> FailedItem:
+    """An item's error; a field that a stage named is put below its item, as the decoder's are."""
+    field = getattr(error, "field", None)
+    if field is not None and not field.startswith("transactions["):
+        field = f"transactions[{index}].{field}"
+    return FailedItem(ItemError(error.kind, error.message, field))

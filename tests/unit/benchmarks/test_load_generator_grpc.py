@@ -133,7 +133,9 @@ def test_grpc_calls_the_server_declares_unprocessed_are_sent_again(
     peers: list[Http2Peer] = []
     with listening(lambda: Http2Peer(peers, on_second_call)) as port:
         run = generate(tmp_path, port, *GRPC, "--connections", "1", "--rate", "80")
-    assert (run.result["ok"], run.result["failed"]["reset"], run.result["resent"]) == expected
+    ok, resets, resent = expected
+    assert (run.result["ok"], run.result["failed"]["reset"]) == (ok, resets)
+    assert run.result["resent"] >= resent  # on a busy machine more calls are under way when the server declares
     assert len(peers) == (1 if on_second_call == REFUSED_STREAM_3 else 2)
 
 
