@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def main() -> None:
     if name not in benchmarks:
         print(f"benchmark is {name!r}; allowed: {', '.join(benchmarks)}", file=sys.stderr)
         sys.exit(2)
+    # Under nohup, or behind "&", SIGINT is ignored; the servers would inherit that, and it is what stops them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
 
 

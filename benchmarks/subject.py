@@ -56,7 +56,7 @@ class Subject:
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command, cwd=ROOT, env={**os.environ, **self.environment}, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=_heed_interrupts,
+                start_new_session=True,
             )  # fmt: skip
         try:
             self._wait_until_ready()
@@ -133,11 +133,6 @@ class CpuWindow(threading.Thread):
         """CPU seconds per second; waits for the window's end."""
         self.join()
         return self._cores
-
-
-def _heed_interrupts() -> None:
-    """A benchmark under nohup, or behind `&`, ignores SIGINT, and its children would inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def answers(url: str, body: bytes | None = None) -> bool:

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 _TRIM_ABOVE = 0.80
 """Share of the bound above which the oldest decisions make room. A transaction needs the rest for the pages it copies."""
-_TRIM_FACTOR = 4
-"""Decisions forgotten per decision recorded, meanwhile."""
+_TRIM_FACTOR = 2
+"""Decisions forgotten per decision recorded, meanwhile. More at once would make single commits late."""
 _ROOM_ENTRIES, _ROOM_ROUNDS = 64, 3
 """A full file has few free pages, and gains those of a transaction two transactions later: so a few small ones."""
 
@@ -83,12 +83,16 @@ class EmbeddedStore:
         with self._opening_lock:
             database, self._database, self._is_closed = self._database, None, True
         if database is not None:
-            database.env.sync(True)
+            _flush_at_last(database)
 
     def read_log(self, after: int = 0) -> list[tuple[int, LogEntry]]:
-        """Sequence number and entry of everything recorded after number `after`, oldest first."""
-        with self._opened().env.begin() as txn:
-            return list(records.log_entries(txn, after))
+        """Sequence number and entry of everything recorded after number `after`, oldest first. Raises StoreFailed."""
+        database = self._opened()
+        try:
+            with database.env.begin() as txn:
+                return list(records.log_entries(txn, after))
+        except Exception as error:
+            raise self._failed(database, error) from None
 
     def bytes_used(self) -> int:
         """Bytes of the file that hold records, of `max_bytes`; 0 while it is not open."""
@@ -172,6 +176,15 @@ class EmbeddedStore:
             self._retention.run(database)
         except Exception as error:
             raise self._failed(database, error) from None
+
+
+def _flush_at_last(database: Database) -> None:
+    import lmdb
+
+    try:
+        database.env.sync(True)
+    except lmdb.Error as error:
+        log.error("the feature store could not be flushed: %s", error)
 
 
 def _read(database: Database, events: Events) -> Fetched:

@@ -258,6 +258,8 @@ class HttpListener:
         headers = [("x-request-id", request.context.request_id)]
         keep_alive = not request.connection.must_close
         data = _error(error, status, request.context, headers, keep_alive=keep_alive)
+        if request.method == b"HEAD":
+            data = data[: data.index(b"\r\n\r\n") + 4]
         self._loop.call_soon(partial(request.connection.finish, request, data, keep_alive=keep_alive))
         self._finish_other(request, "refused", status, len(data), error.kind)
 

@@ -72,6 +72,7 @@ def main_app(view: ServerView) -> Starlette:
             ("GET", base, _json(lambda request: as_json(view.model_metadata(*_model_of(request))))),
             ("GET", base + "/config", _json(lambda request: as_json(view.model_config(*_model_of(request))))),
             ("GET", base + "/ready", _model_ready(view)),
+            ("POST", base + "/infer", _unknown_model(view)),
         ]
     return _application(handlers, view.hot_paths)
 
@@ -93,10 +94,11 @@ def _application(handlers: list[tuple[str, str, Handler]], hot_paths: Callable[[
         assert isinstance(error, HTTPException)
         allowed = hot_paths().get(request.url.path)
         if error.status_code == 404 and allowed is not None:
-            return _error_response(request, f"{request.method} is not allowed here; allowed: {allowed}", 405)
+            text = f"{request.method} is not allowed here; allowed: {allowed}"
+            return _error_response(request, text, 405, {"allow": allowed})
         if error.status_code == 404:
             return _error_response(request, f"no route {request.url.path[:200]!r}; see /docs", 404)
-        return _error_response(request, f"{request.method} is not allowed here", error.status_code)
+        return _error_response(request, f"{request.method} is not allowed here", error.status_code, error.headers)
 
     async def on_known_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HeadroomError)
@@ -113,9 +115,9 @@ class _Json(Response):
         return orjson.dumps(content)
 
 
-def _error_response(request: Request, text: str, status: int) -> Response:
+def _error_response(request: Request, text: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
     request_id = request.scope["state"]["context"].request_id
-    return _Json({"error": text, "request_id": request_id}, status_code=status)
+    return _Json({"error": text, "request_id": request_id}, status_code=status, headers=headers)
 
 
 def _labelled(path: str, handler: Handler) -> Handler:
@@ -154,6 +156,16 @@ def _model_ready(view: ServerView) -> Handler:
             request_id = request.scope["state"]["context"].request_id
             return _Json(error_body(error, request_id), status_code=400)
         return Response(b"", status_code=200)
+
+    return handler
+
+
+def _unknown_model(view: ServerView) -> Handler:
+    """Infer of a model that is served never comes here: its path is hot."""
+
+    async def handler(request: Request) -> Response:
+        view.check_model_ready(*_model_of(request))
+        raise NotFound(f"Request for unknown model: '{request.path_params['model'][:128]}' is not found")
 
     return handler
 

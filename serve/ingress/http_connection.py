@@ -42,8 +42,8 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_body_bytes", "_endpoint", "_has_begun", "_head_bytes", "_headers", "_is_parsing_head",
-        "_is_write_paused", "_parser", "_raw_headers", "_target", "_waiting", "current", "is_closing", "opened_ns",
-        "since_ns", "transport", "writable",
+        "_is_write_paused", "_parser", "_raw_headers", "_refused", "_target", "_waiting", "current", "is_closing",
+        "opened_ns", "since_ns", "transport", "writable",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -59,6 +59,7 @@ class HttpConnection(asyncio.Protocol):
         self._has_begun = False
         self._is_parsing_head = True
         self._is_write_paused = False
+        self._refused: _Refused | None = None
         self.current: HttpRequest | None = None
         self.is_closing = False
         self.opened_ns = self.since_ns = time.monotonic_ns()
@@ -82,7 +83,7 @@ class HttpConnection(asyncio.Protocol):
         self._endpoint.on_closed(self)
 
     def data_received(self, data: bytes) -> None:
-        if self.is_closing:
+        if self.is_closing or self._refused is not None:
             return
         self._head_bytes += len(data)
         try:
@@ -163,7 +164,7 @@ class HttpConnection(asyncio.Protocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         keep_alive = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
         request = HttpRequest(
-            self, self._parser.get_method(), self._target, self._headers, body, keep_alive,
+            self, self._parser.get_method(), _origin_form(self._target), self._headers, body, keep_alive,
             time.monotonic_ns(), None, self._raw_headers,
         )  # fmt: skip
         if self.current is None:
@@ -204,6 +205,8 @@ class HttpConnection(asyncio.Protocol):
         elif self._waiting:
             self.current = self._waiting.popleft()
             self._endpoint.on_request(self.current)
+        elif self._refused is not None:
+            self._refuse(self._refused.error, self._refused.status, self._refused.reason)
         else:
             self._resume_reading()
 
@@ -234,6 +237,11 @@ class HttpConnection(asyncio.Protocol):
         return len(self._target) + sum([len(name) + len(value) + 4 for name, value in self._raw_headers])
 
     def _refuse(self, error: HeadroomError, status: int, reason: str) -> None:
+        """Answers what is no request, behind the answers that are still owed, and ends the connection."""
+        if self.current is not None:
+            self._refused = _Refused(error, status, reason)
+            self.transport.pause_reading()
+            return
         self.is_closing = True
         self._endpoint.on_bad_request(self, error, status, reason)
 
@@ -244,6 +252,13 @@ class HttpConnection(asyncio.Protocol):
 
     def _too_large_body(self, got: str) -> TooLarge:
         return TooLarge(f"the request's body has {got}; allowed {self._endpoint.limits.max_body_bytes} bytes")
+
+
+def _origin_form(target: bytes) -> bytes:
+    """A target as proxies write it (absolute form; RFC 9112, 3.2.2) without its scheme and authority."""
+    if target[:1] == b"/" or not target.startswith((b"http://", b"https://")):
+        return target
+    return b"/" + target.partition(b"//")[2].partition(b"/")[2]
 
 
 class _Refused(Exception):

@@ -89,14 +89,6 @@ def test_expect_100_continue_of_a_body_that_is_too_large_is_told_so_instead(clie
     assert answered(client).status == 413
 
 
-@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
-def test_an_offer_to_upgrade_is_ignored(client: RawClient, upgrade: str) -> None:
-    """Java's HttpClient offers h2c with every first request; a server may go on in HTTP/1.1 (RFC 9110, 7.8)."""
-    offered = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": upgrade, "HTTP2_Settings": "AAMAAABkAAQAAP__"}
-    assert answered(client.send(score_bytes(client, **offered))).status == 200
-    assert answered(client.request("GET", "/v2")).json()["name"] == "headroom"
-
-
 def test_a_target_in_absolute_form_is_understood(client: RawClient) -> None:
     """RFC 9112, 3.2.2: a server must accept it."""
     assert answered(client.request("GET", f"http://127.0.0.1:{client.port}{LIVE}")).status == 200

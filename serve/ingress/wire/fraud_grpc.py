@@ -13,7 +13,7 @@ from serve.batching.arrival import Decoded, Encoded
 from serve.batching.outcome import Outcome
 from serve.errors import HeadroomError, InvalidInput
 from serve.ingress.wire.fraud_http import MAX_TRANSACTIONS
-from serve.ingress.wire.json_errors import explain
+from serve.ingress.wire.json_errors import explain, placed
 from serve.pipelines.fraud.contract import RULES, Decision, Transaction
 
 SERVICE = "headroom.fraud.v1.FraudService"
@@ -51,7 +51,7 @@ class ScoreCodec(_Codec):
         """A ScoreResponse; raises the item's error."""
         outcome = outcomes[0]
         if isinstance(outcome, HeadroomError):
-            raise outcome
+            raise placed(outcome, "transaction")
         return _encoded(_response(outcome))
 
 
@@ -62,11 +62,11 @@ class ScoreStreamCodec(ScoreCodec):
 
     def encode(self, request: str, outcomes: Sequence[Outcome[Decision]]) -> Encoded:
         """A ScoreResult with the decision or the item's error."""
-        return _encoded(_result(outcomes[0], request))
+        return _encoded(_result(outcomes[0], request, "transaction"))
 
     def encode_error(self, payload: bytes, error: HeadroomError) -> Encoded:
         """A ScoreResult with the error."""
-        return _encoded(_result(error, _transaction_id(payload)))
+        return _encoded(_result(error, _transaction_id(payload), "transaction"))
 
 
 class ScoreBatchCodec(_Codec):
@@ -90,7 +90,10 @@ class ScoreBatchCodec(_Codec):
 
     def encode(self, request: Sequence[str], outcomes: Sequence[Outcome[Decision]]) -> Encoded:
         """A ScoreBatchResponse in the order of the request."""
-        results = [_result(one, transaction_id) for one, transaction_id in zip(outcomes, request, strict=True)]
+        results = [
+            _result(one, transaction_id, f"transactions[{i}]")
+            for i, (one, transaction_id) in enumerate(zip(outcomes, request, strict=True))
+        ]
         return _encoded(pb.ScoreBatchResponse(results=results))
 
 
@@ -148,9 +151,10 @@ def _response(decision: Decision) -> Any:
     return response
 
 
-def _result(outcome: Outcome[Decision], transaction_id: str) -> Any:
+def _result(outcome: Outcome[Decision], transaction_id: str, base: str) -> Any:
     if not isinstance(outcome, HeadroomError):
         return pb.ScoreResult(response=_response(outcome), transaction_id=transaction_id)
+    outcome = placed(outcome, base)
     error = pb.ItemError(kind=outcome.kind, message=outcome.message, field=getattr(outcome, "field", None) or "")
     return pb.ScoreResult(error=error, transaction_id=transaction_id)
 

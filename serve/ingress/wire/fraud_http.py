@@ -13,7 +13,7 @@ from serve.batching.arrival import Decoded, Encoded
 from serve.batching.outcome import Outcome
 from serve.errors import HeadroomError, InvalidInput
 from serve.ingress.http_request import HttpRequest
-from serve.ingress.wire.json_errors import Undecodable, explain
+from serve.ingress.wire.json_errors import Undecodable, explain, placed
 from serve.pipelines.fraud.contract import RULES, Decision, Transaction
 
 MAX_TRANSACTIONS = 1024
@@ -123,8 +123,5 @@ def _decode_item(item: msgspec.Raw, base: str) -> Outcome[Transaction]:
 
 
 def _failed(error: HeadroomError, index: int) -> FailedItem:
-    """An item's error; a field that a stage named is put below its item, as the decoder's are."""
-    field = getattr(error, "field", None)
-    if field is not None and not field.startswith("transactions["):
-        field = f"transactions[{index}].{field}"
-    return FailedItem(ItemError(error.kind, error.message, field))
+    error = placed(error, f"transactions[{index}]")
+    return FailedItem(ItemError(error.kind, error.message, getattr(error, "field", None)))

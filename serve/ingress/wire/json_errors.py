@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from serve.errors import InvalidInput
+from serve.errors import HeadroomError, InvalidInput
 
 _PATH = re.compile(r" - at `(?P<path>\$?[^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
@@ -43,6 +43,13 @@ def explain(error: Exception, body: bytes, *, rules: Mapping[str, str], base: st
     told = expected["allowed"].replace("`", "") if expected else message
     allowed = rules.get(path.rpartition(".")[2], told)
     return _about(base, path, f"is {_shown(body, path)}; allowed: {allowed}")
+
+
+def placed(error: HeadroomError, base: str) -> HeadroomError:
+    """A stage's error about an item's field, put below the item's place in the request, as the decoder's errors are."""
+    if not isinstance(error, InvalidInput) or error.field is None or error.field.startswith(base):
+        return error
+    return InvalidInput(f"{base}.{error.message}", field=f"{base}.{error.field}")
 
 
 def _about(base: str, path: str, problem: str) -> InvalidInput:
