@@ -1,6 +1,7 @@
 # make serve   set everything up and answer on 127.0.0.1:8000 (HTTP), 8001 (gRPC), 8002 (metrics)
 # make deploy  apply what was changed in serve_config.yaml to the running server
 # make test    set everything up and run the tests
+# make test-e2e  all end-to-end tests: limits, bad clients, changes under load, kill -9 (a quarter of an hour)
 # make check   lint, format, types, import contracts, generated code
 # make bench   list the benchmarks; make bench NAME=fraud runs one
 # make lock    resolve requirements/*.in into the pinned locks
@@ -9,6 +10,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 PYTEST_ARGS ?=
+# A real server answers in each of these; the rest of tests/e2e (limits, overload of bad clients, changes under load, kill -9) is `make test-e2e`.
+E2E := $(addprefix tests/e2e/test_,health.py fraud_http.py fraud_grpc.py oip_clients.py http.py)
+TESTS := tests/unit tests/architecture tests/integration $(E2E)
 
 stamp = $(VENV)/.$(1)-$(shell sha256sum requirements/$(1).txt | cut -c1-16)
 SERVE_STAMP := $(call stamp,serve)
@@ -17,7 +21,7 @@ DEV_STAMP := $(call stamp,dev)
 # Ray: workers at the shell's priority, no usage report, and the token that `serve deploy` needs as well.
 RAY_ENV := RAY_AUTH_MODE=token RAY_worker_niceness=0 RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 
-.PHONY: serve deploy test check bench lock protos load-generator system-packages clean
+.PHONY: serve deploy test test-e2e check bench lock protos load-generator system-packages clean
 .DEFAULT_GOAL := serve
 
 serve: $(SERVE_STAMP)
@@ -29,7 +33,10 @@ deploy: $(SERVE_STAMP)
 
 test: $(DEV_STAMP) system-packages load-generator
 	@echo "==> tests"
-	@env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
+
+test-e2e: TESTS := tests/e2e
+test-e2e: test
 
 check: $(DEV_STAMP)
 	@echo "==> ruff"

@@ -23,7 +23,9 @@ from matplotlib.ticker import FuncFormatter
 from benchmarks.record import RESULTS
 
 Row = dict[str, Any]
-COLOURS = ("#0b6e99", "#c2541b", "#3a7d44", "#7b4fa3", "#8a6d1d")
+_BLUE, _RED = "#0b6e99", "#c2541b"
+_COLOURS = {"Headroom": _BLUE, "Ray Serve": "#7b4fa3", "MLServer": "#8a6d1d"}
+_STYLES = {"HTTP": "o-", "HTTP binary": "^:", "gRPC": "s--"}
 _GREY = "#555555"
 _WORTH_SAYING = 0.001
 
@@ -37,7 +39,7 @@ def plot_fraud(payload: dict[str, Any], file: Path) -> Path:
         (axes[1], "batch", "batches of 32 (score:batch), HTTP"),
     ):
         rows = payload["curve"][kind] + ([payload["burst"]] if kind == "batch" else [])
-        _draw_curve(axis, sorted(rows, key=lambda row: row["items_per_s"]), COLOURS[0])
+        _draw_curve(axis, sorted(rows, key=lambda row: row["items_per_s"]), _BLUE)
         axis.axhline(budget_ms, color=_GREY, linestyle="--", linewidth=1)
         axis.annotate(f"published budget, p99: {budget_ms:g} ms", (0.02, budget_ms), xycoords=("axes fraction", "data"),
                       xytext=(0, 4), textcoords="offset points", fontsize=9, color=_GREY)  # fmt: skip
@@ -52,18 +54,18 @@ def plot_peers(payload: dict[str, Any], file: Path) -> Path:
     """p50 and p99 of one-row infer against requests per second, a line per contestant through 1, 16, 64 connections."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     for axis, percentile in zip(axes, ("p50_ms", "p99_ms"), strict=True):
-        for index, (name, rows) in enumerate(payload["contestants"].items()):
+        for name, rows in payload["contestants"].items():
             rates, latencies = [row["ok_per_s"] for row in rows], [row[percentile] for row in rows]
-            marker = "s" if "gRPC" in name else "o"
-            colour = COLOURS[index % len(COLOURS)]
-            axis.plot(rates, latencies, marker=marker, color=colour, label=name, linewidth=1.4, markersize=5)
+            server, _, protocol = name.partition(", ")
+            colour = _COLOURS[server]
+            axis.plot(rates, latencies, _STYLES[protocol], color=colour, label=name, linewidth=1.4, markersize=5)
             for row, rate, latency in zip(rows, rates, latencies, strict=True):
                 axis.annotate(str(row["connections"]), (rate, latency), xytext=(5, 3), textcoords="offset points",
                               fontsize=7, color=colour)  # fmt: skip
         axis.set_xscale("log")
         _label(axis, f"{percentile[:3]}, closed loop at 1, 16 and 64 connections", "requests answered per second")
     axes[0].set_ylabel("latency, ms")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     _title(figure, "one-row infer of the same model (300 trees, 25 features)", payload)
     return _save(figure, file)
 
@@ -78,7 +80,7 @@ def _draw_curve(axis: Axes, rows: Sequence[Row], colour: str) -> None:
         refused = 1 - row["by_status"].get("200", 0) / answered
         if refused >= _WORTH_SAYING:
             axis.annotate(f"{refused:.1%} refused", (row["items_per_s"], row["p99_ms"]), xytext=(0, 6), fontsize=7,
-                          textcoords="offset points", color=COLOURS[1], ha="center")  # fmt: skip
+                          textcoords="offset points", color=_RED, ha="center")  # fmt: skip
 
 
 def _label(axis: Axes, title: str, x_label: str) -> None:

@@ -12,7 +12,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from tests.unit.features.store_cases import (
     batches,
     commit,
     decision_of,
+    event_of,
     events,
     events_of,
     joined,
@@ -55,12 +56,6 @@ def store(path: Path) -> Iterator[EmbeddedStore]:
     one = open_store(path)
     yield one
     one.close()
-
-
-def event_of(call: Callable[[], object]) -> str:
-    with pytest.raises(StoreFailed) as failure:
-        call()
-    return failure.value.event
 
 
 def soon_ns(milliseconds: int = 20) -> int:

@@ -15,11 +15,12 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+import pytest
 
 from serve.features import records
 from serve.features.backfill import backfill
 from serve.features.embedded import EmbeddedStore
-from serve.features.store import Events, Fetched, Stored
+from serve.features.store import Events, Fetched, Stored, StoreFailed
 from serve.features.windows import Windows, advance
 
 NOW_S = 1_700_000_000
@@ -65,6 +66,18 @@ def commit(
     for one in fetched.stored:
         decisions[one.row] = None
     return store.commit(batch, decisions, fetched, deadline_ns)
+
+
+def event_of(call: Callable[[], object]) -> str:
+    """How the store fails."""
+    with pytest.raises(StoreFailed) as failure:
+        call()
+    return failure.value.event
+
+
+def totals(store: EmbeddedStore, batch: Events) -> list[int]:
+    """How many transactions each row's customer made in the 30 days before."""
+    return [int(count) for count in store.fetch(batch).customer.totals[:, 3]]
 
 
 def window_states(store: EmbeddedStore) -> dict[bytes, bytes]:

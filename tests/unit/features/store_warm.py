@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import lmdb  # noqa: F401
-import pytest  # noqa: F401
 
 from serve.features.windows import warm_up
 from tests.unit.features import store_cases  # noqa: F401

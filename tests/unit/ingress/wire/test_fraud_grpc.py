@@ -166,7 +166,7 @@ def test_on_a_stream_an_error_is_a_message_that_names_its_transaction():
     result = pb.ScoreResult.FromString(STREAM.encode("t1", [DECISION]).body)
     assert (result.transaction_id, result.response.decision) == ("t1", pb.DECISION_KIND_DECLINE)
     result = pb.ScoreResult.FromString(STREAM.encode("t1", [InvalidInput("bad", field="x")]).body)
-    assert (result.transaction_id, result.error.field) == ("t1", "x")
+    assert (result.transaction_id, result.error.field) == ("t1", "transaction.x")
     result = pb.ScoreResult.FromString(STREAM.encode_error(one(**GOOD), DeadlineExceeded("late")).body)
     assert (result.transaction_id, result.error.kind) == ("t1", "deadline_exceeded")
 
