@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from server import BUDGET_MS, Server
+from server import WIDE_BUDGETS, Server
 
 
 @pytest.fixture(scope="session")
@@ -16,12 +16,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as they found it. Its budgets are wide: what is answered is tested here,
     on any machine; how fast is for benchmarks/.
     """
-    running = Server(
-        tmp_path_factory.mktemp("server"),
-        pipelines__fraud__budget_ms=BUDGET_MS,
-        pipelines__fraud__stages__explain=BUDGET_MS / 4,
-        pipelines__fraud__stages__decide=BUDGET_MS / 2,
-    )
+    running = Server(tmp_path_factory.mktemp("server"), **WIDE_BUDGETS)
     try:
         yield running.start()
     finally:

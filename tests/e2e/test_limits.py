@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import grpc
 import pytest
 from raw_http import RawAnswer, RawClient, request_bytes
-from server import Server, wait_until
+from server import WIDE_BUDGETS, Server, wait_until
 from transactions import transaction
 
 from protos.headroom.fraud.v1 import fraud_pb2 as pb
@@ -48,6 +48,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             "idle_timeout_s": IDLE_S,
             "max_connection_age_s": AGE_S,
         },
+        **WIDE_BUDGETS,
     )
     try:
         yield server.start()

@@ -42,6 +42,7 @@ from tests.unit.features.store_cases import (
 )
 
 DAY_S = 86_400
+NOBODY = 65534
 DATA_ROOT = Path(os.environ.get("HEADROOM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 TRANSACTIONS = DATA_ROOT / "fraud" / "handbook_transactions" / "transactions.parquet"
 
@@ -309,25 +310,36 @@ def test_full_disk_fails_as_full_still_reads_and_recovers_by_itself_when_there_i
     assert not (path / "damaged-data.mdb").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-def test_folder_another_user_cannot_read_is_unavailable_until_it_can(tmp_path):
-    path = tmp_path / "closed" / "features"
-    path.parent.mkdir()
-    with StoreProcess.start(path) as process:
-        process.do(become_nobody)
-        path.parent.chmod(0o700)
-        assert process.do(lambda store: (store.check(), store.check(), failure_of(store))[-1]) == "unavailable"
-        os.chown(path.parent, 65534, 65534)
-        for folder in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
+def test_folder_that_cannot_be_entered_is_unavailable_until_it_can(path):
+    """Root may enter any folder, so that its process becomes somebody else's first."""
+    path.parent.joinpath("closed").mkdir(mode=0o700)
+    inside = path.parent / "closed" / "features"
+    with StoreProcess.start(inside) as process:
+        if os.geteuid() == 0:
+            process.do(become_nobody)
+        else:
+            inside.parent.chmod(0)
+        assert process.do(failure_after_checks) == "unavailable"
+        for folder in (*path.parents[:3], inside.parent):
             folder.chmod(0o711)
-        os.rename(path, path.with_name("former"))
-        assert process.do(lambda store: (store.check(), store.check(), failure_of(store))[-1]) == ""
+        if os.geteuid() == 0:
+            os.chown(inside, NOBODY, NOBODY)
+            for file in inside.iterdir():
+                os.chown(file, NOBODY, NOBODY)
+        assert process.do(failure_after_checks) == ""
 
 
 def become_nobody(store: EmbeddedStore) -> None:
     os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+
+
+def failure_after_checks(store: EmbeddedStore) -> str:
+    """A file that could not be opened is let go at one check, and opened at the next."""
+    store.check()
+    store.check()
+    return failure_of(store)
 
 
 def failure_of(store: EmbeddedStore) -> str:
