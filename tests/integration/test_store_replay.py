@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -310,22 +311,17 @@ def test_full_disk_fails_as_full_still_reads_and_recovers_by_itself_when_there_i
     assert not (path / "damaged-data.mdb").exists()
 
 
-def test_folder_that_cannot_be_entered_is_unavailable_until_it_can(path):
+def test_folder_that_cannot_be_entered_is_unavailable_until_it_can():
     """Root may enter any folder, so that its process becomes somebody else's first."""
-    path.parent.joinpath("closed").mkdir(mode=0o700)
-    inside = path.parent / "closed" / "features"
-    with StoreProcess.start(inside) as process:
+    with tempfile.TemporaryDirectory() as parent, StoreProcess.start(Path(parent) / "features") as process:
         if os.geteuid() == 0:
             process.do(become_nobody)
-        else:
-            inside.parent.chmod(0)
+        os.chmod(parent, 0)
         assert process.do(failure_after_checks) == "unavailable"
-        for folder in (*path.parents[:3], inside.parent):
-            folder.chmod(0o711)
+        os.chmod(parent, 0o711)
         if os.geteuid() == 0:
-            os.chown(inside, NOBODY, NOBODY)
-            for file in inside.iterdir():
-                os.chown(file, NOBODY, NOBODY)
+            for path in (Path(parent) / "features", *(Path(parent) / "features").iterdir()):
+                os.chown(path, NOBODY, NOBODY)
         assert process.do(failure_after_checks) == ""
 
 

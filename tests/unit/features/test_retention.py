@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from serve.features import retention
 from serve.features.store import Events, StoreFailed
 from tests.unit.features.store_cases import (
     NOW_S,
