@@ -54,43 +54,50 @@ class BatchEstimate:
 
     def __init__(self, q: float = 0.9, *, prior_ns: int = 200_000, max_items: int = 1 << 16) -> None:
         self._buckets = [QuantileEstimate(q) for _ in range(max_items.bit_length() + 1)]
-        self._prior_ns = prior_ns
+        self._measured_ns: dict[int, int] = {}
+        self._predicted_ns = [prior_ns] * len(self._buckets)
 
     def observe(self, items: int, duration_ns: int) -> None:
         """Takes the time one batch of `items` took."""
         if items > 0:
-            self._buckets[_bucket(items, len(self._buckets))].observe(duration_ns)
+            at = _bucket(items, len(self._buckets))
+            self._buckets[at].observe(duration_ns)
+            self._measured_ns[at] = self._buckets[at].ns
+            self._predicted_ns = _predictions(self._measured_ns, len(self._buckets))
 
     def predict_ns(self, items: int) -> int:
         """Time a batch of `items` will take, at the estimate's quantile; the prior before anything was seen."""
-        if items <= 0:
-            return 0
-        at = _bucket(items, len(self._buckets))
-        below = next((i for i in range(at, -1, -1) if self._buckets[i].count), None)
-        above = next((i for i in range(at, len(self._buckets)) if self._buckets[i].count), None)
-        if below is None:
-            return self._prior_ns if above is None else self._at_most(above)
-        low_ns = self._at_most(below)
-        if above is None:
-            return int(low_ns + self._slope_ns(below) * ((1 << at) - (1 << below)))
-        share = ((1 << at) - (1 << below)) / max(1, (1 << above) - (1 << below))
-        return int(low_ns + share * (self._at_most(above) - low_ns))
+        return self._predicted_ns[_bucket(items, len(self._buckets))] if items > 0 else 0
 
-    def _slope_ns(self, largest: int) -> float:
-        """What an item more costs above the largest size measured, from there to the smallest one measured.
 
-        Most of a small batch's time does not grow with it: to take its whole time per item for the slope would refuse
-        at a load that larger batches carry. With one size measured, an eighth of that is assumed.
-        """
-        smallest = next(i for i, bucket in enumerate(self._buckets) if bucket.count)
-        if smallest == largest:
-            return self._buckets[largest].ns / (1 << largest) / _UNKNOWN_SLOPE
-        rise_ns = self._buckets[largest].ns - self._at_most(smallest)
-        return max(0.0, rise_ns / ((1 << largest) - (1 << smallest)))
+def _predictions(measured_ns: dict[int, int], num_sizes: int) -> list[int]:
+    """Per size, 2**0, 2**1 and so on, what is predicted from those measured: at least one."""
+    predicted = [0] * num_sizes
+    largest = max(measured_ns)
+    above, above_ns = largest, measured_ns[largest]
+    for at in range(largest, -1, -1):
+        if at in measured_ns:
+            least_ns = min(above_ns, measured_ns[at])
+            for between in range(at, above):
+                share = ((1 << between) - (1 << at)) / ((1 << above) - (1 << at))
+                predicted[between] = int(least_ns + share * (above_ns - least_ns))
+            above, above_ns = at, least_ns
+    predicted[:above] = [above_ns] * above
+    slope_ns = _slope_ns(above, above_ns, largest, measured_ns[largest])
+    for at in range(largest, num_sizes):
+        predicted[at] = int(measured_ns[largest] + slope_ns * ((1 << at) - (1 << largest)))
+    return predicted
 
-    def _at_most(self, at: int) -> int:
-        """The smallest estimate of the sizes of bucket `at` and larger."""
-        return min(bucket.ns for bucket in self._buckets[at:] if bucket.count)
+
+def _slope_ns(smallest: int, smallest_ns: int, largest: int, largest_ns: int) -> float:
+    """What an item more costs above the largest size measured, from there to the smallest one measured.
+
+    Most of a small batch's time does not grow with it: to take its whole time per item for the slope would refuse
+    at a load that larger batches carry. With one size measured, an eighth of that is assumed.
+    """
+    if smallest == largest:
+        return largest_ns / (1 << largest) / _UNKNOWN_SLOPE
+    return max(0.0, (largest_ns - smallest_ns) / ((1 << largest) - (1 << smallest)))
 
 
 def _bucket(items: int, num_buckets: int) -> int:
