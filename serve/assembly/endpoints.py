@@ -86,6 +86,8 @@ class ClosedEntrance:
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    def push(self, arrivals: Sequence[Arrival], now_ns: int) -> list[tuple[Arrival, Overloaded | NotReady]]:
+    def push(
+        self, arrivals: Sequence[Arrival], now_ns: int, delay_ns: int = 0
+    ) -> list[tuple[Arrival, Overloaded | NotReady]]:
         """Refuses all."""
         return [(arrival, NotReady(self._reason)) for arrival in arrivals]

@@ -75,8 +75,12 @@ class StreamCodec(Codec, Protocol):
 class Entrance(Protocol):
     """Where arrivals of one pipeline are pushed; the collector."""
 
-    def push(self, arrivals: Sequence[Arrival], now_ns: int) -> list[tuple[Arrival, Overloaded | NotReady]]:
-        """Takes in what fits and returns the rest, each with its named reason."""
+    def push(
+        self, arrivals: Sequence[Arrival], now_ns: int, delay_ns: int = 0
+    ) -> list[tuple[Arrival, Overloaded | NotReady]]:
+        """Takes in what fits and returns the rest, each with its named reason. `delay_ns` is what the listener itself
+        adds: the time its clients have waited unseen, and what an answer will wait to be written.
+        """
         ...
 
 

@@ -32,12 +32,14 @@ class Collector:
         self._wake = threading.Condition(threading.Lock())
         self._num_takers_idle = 0
 
-    def push(self, arrivals: Sequence[Arrival], now_ns: int) -> list[tuple[Arrival, Overloaded | NotReady]]:
+    def push(
+        self, arrivals: Sequence[Arrival], now_ns: int, delay_ns: int = 0
+    ) -> list[tuple[Arrival, Overloaded | NotReady]]:
         """Takes in what fits and returns the rest, each with its named reason."""
         refused: list[tuple[Arrival, Overloaded | NotReady]] = []
         with self._wake:
             for arrival in arrivals:
-                reason = self._refusal(arrival, now_ns)
+                reason = self._refusal(arrival, now_ns, delay_ns)
                 if reason is None:
                     self._waiting.append(arrival)
                     self.num_items += arrival.items
@@ -47,7 +49,7 @@ class Collector:
                 self._wake.notify()
         return refused
 
-    def _refusal(self, arrival: Arrival, now_ns: int) -> Overloaded | NotReady | None:
+    def _refusal(self, arrival: Arrival, now_ns: int, delay_ns: int) -> Overloaded | NotReady | None:
         if self._is_closed:
             return NotReady(f"pipeline {self.name} is closing; retry on a new connection")
         ahead = self.num_items
@@ -59,9 +61,9 @@ class Collector:
             )
         wait_ns = ahead * self._ns_per_item
         left_ns = arrival.context.deadline.at_ns - now_ns
-        if left_ns > 0 and wait_ns > self.share * left_ns:
+        if left_ns > 0 and wait_ns > self.share * (left_ns - delay_ns):
             return Overloaded(
-                f"the predicted wait of {wait_ns / 1e6:.1f} ms does not fit the {left_ns / 1e6:.1f} ms left",
+                f"the predicted wait of {(wait_ns + delay_ns) / 1e6:.1f} ms does not fit the {left_ns / 1e6:.1f} ms left",
                 reason="budget",
                 retry_after_ms=self._retry_after_ms(ahead),
             )

@@ -15,6 +15,8 @@ from serve.budgets.wheel import TimingWheel
 from serve.errors import Cancelled, DeadlineExceeded
 
 _TICK_S = 0.001
+_DELAY_TURNS = 2
+"""A request may have waited for the turn before this one to end before anybody saw it, and its answer will wait for one."""
 
 AnswerNow = Callable[[Sequence[Answer]], None]
 
@@ -34,17 +36,28 @@ class Gate:
         if not self._pushed:
             self._loop.call_soon(self._push)
         self._pushed.setdefault(id(arrival.route), (arrival.route, []))[1].append(arrival)
-        self._wheel.add(arrival.context.deadline.at_ns, arrival)
-        if not self._is_ticking:
-            self._is_ticking = True
-            self._loop.call_later(_TICK_S, self._tick)
 
     def _push(self) -> None:
         pushed, self._pushed = self._pushed, {}
         now_ns = time.monotonic_ns()
-        refused = [one for route, arrivals in pushed.values() for one in route.collector.push(arrivals, now_ns)]
-        if refused:
-            self._answer([Answer(arrival, None, error) for arrival, error in refused])
+        delay_ns = _DELAY_TURNS * (now_ns - next(iter(pushed.values()))[1][0].context.arrived_ns)
+        for route, arrivals in pushed.values():
+            in_time = [one for one in arrivals if one.context.deadline.at_ns > now_ns]
+            answers = [Answer(arrival, None, error) for arrival, error in route.collector.push(in_time, now_ns, delay_ns)]
+            self._await(in_time, {id(answer.arrival) for answer in answers})
+            if len(in_time) < len(arrivals):
+                answers += [late_answer(one) for one in arrivals if one.context.deadline.at_ns <= now_ns]
+            if answers:
+                self._answer(answers)
+
+    def _await(self, pushed: list[Arrival], refused: set[int]) -> None:
+        """Files the deadlines of what was taken in."""
+        for arrival in pushed:
+            if not refused or id(arrival) not in refused:
+                self._wheel.add(arrival.context.deadline.at_ns, arrival)
+        if not self._is_ticking and self._wheel.num_entries:
+            self._is_ticking = True
+            self._loop.call_later(_TICK_S, self._tick)
 
     def _tick(self) -> None:
         expired = self._wheel.advance(time.monotonic_ns())

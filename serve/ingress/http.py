@@ -17,16 +17,17 @@ from functools import partial
 from urllib.parse import unquote_to_bytes
 
 import orjson
+from msgspec import Struct
 
 from serve.batching.arrival import Answer, Arrival, Route
 from serve.budgets.deadline import parse_timeout_ms, tightest
-from serve.context import RequestContext, RequestIds, is_request_id, is_traceparent
+from serve.context import Principal, RequestContext, RequestIds, TenantId, is_request_id, is_traceparent
 from serve.errors import HeadroomError, InvalidInput, Overloaded
 from serve.ingress.admission import Admission
 from serve.ingress.gate import Gate
 from serve.ingress.http_asgi import AsgiApp, AsgiBridge
 from serve.ingress.http_connection import HttpConnection
-from serve.ingress.http_request import HttpRequest, head
+from serve.ingress.http_request import HeadMemory, HttpRequest, RequestHead, head
 from serve.ingress.ledger import Ledger, Settled
 from serve.ingress.status import error_body, http_status
 from serve.settings import Limits
@@ -40,6 +41,19 @@ _OTHER_BUDGET_MS = 60_000.0
 Routes = Mapping[tuple[bytes, bytes], Route]
 """(method, exact target) → route."""
 Rendered = tuple[Answer, int, bytes, bool]
+
+
+class Understood(Struct, frozen=True, eq=False):
+    """What a request's head says: concluded once for all requests that share it, and while the routes are the same."""
+
+    routes: Routes
+    route: Route | None
+    budget_ms: float
+    request_id: str | None = None
+    traceparent: str | None = None
+    who: tuple[TenantId, Principal] | None = None
+    timeout_ms: float | None = None
+    error: HeadroomError | None = None
 
 
 class HttpListener:
@@ -57,6 +71,7 @@ class HttpListener:
     ) -> None:
         self.limits = limits
         self.is_draining = False
+        self.heads = HeadMemory()
         self.routes = routes
         self._name = name
         self._sockets = sockets
@@ -65,6 +80,7 @@ class HttpListener:
         self._ids = RequestIds()
         self._connections: set[HttpConnection] = set()
         self._num_in_flight = 0
+        self._turn_ns: int | None = None
         self._servers: list[asyncio.Server] = []
         self._bridge = AsgiBridge(app, self._finish_other)
         self._loop: asyncio.AbstractEventLoop
@@ -161,18 +177,30 @@ class HttpListener:
         connection.transport.write(head(status, "application/json", len(body), retry, keep_alive=False) + body)
         connection.transport.close()
 
+    def turn_ns(self) -> int:
+        """When this turn of the loop began to read. What it reads was there by then, however long the turn takes: under
+        overload a turn is long, and its last request has waited for all of it.
+        """
+        if self._turn_ns is None:
+            self._turn_ns = time.monotonic_ns()
+            self._loop.call_soon(self._end_turn)
+        return self._turn_ns
+
+    def _end_turn(self) -> None:
+        self._turn_ns = None
+
     def on_request(self, request: HttpRequest) -> None:
         """The way in: context, admission, then the route's collector or the ASGI application."""
         self._num_in_flight += 1
-        route = self._find_route(request)
-        budget_ms = _OTHER_BUDGET_MS if route is None else route.budget_ms
-        context = request.context = RequestContext("", tightest(request.arrived_ns, budget_ms), request.arrived_ns)
-        try:
-            self._fill_context(context, request, route, budget_ms)
-        except HeadroomError as error:
+        understood: Understood | None = request.head.understood
+        if understood is None or understood.routes is not self.routes:
+            understood = request.head.understood = self._understand(request.head)
+        route = understood.route
+        context = request.context = self._context(request, understood)
+        error = understood.error or self._limit_by_body(request, understood, context)
+        if error is not None:
             self._answer_now(request, route, error)
-            return
-        if self._num_in_flight > self.limits.max_concurrent_requests:
+        elif self._num_in_flight > self.limits.max_concurrent_requests:
             text = f"{self.limits.max_concurrent_requests} requests are in flight, which are allowed; retry later"
             self._answer_now(request, route, Overloaded(text, reason="concurrency"))
         elif route is None:
@@ -182,28 +210,47 @@ class HttpListener:
             self._ledger.opened(1)
             self._gate.enter(Arrival(context, request, route, route.codec.count_items(request), self, request))
 
-    def _find_route(self, request: HttpRequest) -> Route | None:
+    def _understand(self, request: RequestHead) -> Understood:
         """By the exact target; a query or percent-encoding, which no usual client sends, costs a second look."""
         route = self.routes.get((request.method, request.target))
         if route is None and (b"?" in request.target or b"%" in request.target):
             route = self.routes.get((request.method, unquote_to_bytes(request.path)))
-        return route
+        budget_ms = _OTHER_BUDGET_MS if route is None else route.budget_ms
+        request_id, traceparent = request.header(b"x-request-id"), request.header(b"traceparent")
+        if request_id is not None and not is_request_id(request_id):
+            request_id = None
+        if traceparent is not None and not is_traceparent(traceparent):
+            traceparent = None
+        try:
+            who = self._admission.admit(request.header(b"host"), request.header(b"origin"))
+            timeout = request.header(b"x-request-timeout-ms")
+            timeout_ms = None if timeout is None else parse_timeout_ms(timeout)
+        except HeadroomError as error:
+            return Understood(self.routes, route, budget_ms, request_id, traceparent, error=error)
+        return Understood(self.routes, route, budget_ms, request_id, traceparent, who, timeout_ms)
 
-    def _fill_context(
-        self, context: RequestContext, request: HttpRequest, route: Route | None, budget_ms: float
-    ) -> None:
-        headers = request.headers
-        given_id = request.header(b"x-request-id")
-        context.request_id = given_id if given_id is not None and is_request_id(given_id) else self._ids.make()
-        traceparent = request.header(b"traceparent")
-        if traceparent is not None and is_traceparent(traceparent):
-            context.traceparent = traceparent
-        context.tenant, context.principal = self._admission.admit(request.header(b"host"), request.header(b"origin"))
-        timeout = headers.get(b"x-request-timeout-ms")
-        header_ms = None if timeout is None else parse_timeout_ms(timeout.decode("latin-1"))
-        timeout_us = None if route is None else route.codec.timeout_us(request)
-        if header_ms is not None or timeout_us is not None:
-            context.deadline = tightest(request.arrived_ns, budget_ms, header_ms=header_ms, oip_timeout_us=timeout_us)
+    def _context(self, request: HttpRequest, understood: Understood) -> RequestContext:
+        arrived_ns = request.arrived_ns
+        deadline = tightest(arrived_ns, understood.budget_ms, header_ms=understood.timeout_ms)
+        request_id = understood.request_id or self._ids.make()
+        if understood.who is None:
+            return RequestContext(request_id, deadline, arrived_ns, understood.traceparent)
+        return RequestContext(request_id, deadline, arrived_ns, understood.traceparent, *understood.who)
+
+    def _limit_by_body(
+        self, request: HttpRequest, understood: Understood, context: RequestContext
+    ) -> HeadroomError | None:
+        """Tightens the deadline by the limit that the body carries, if it does; or what is wrong with it."""
+        if understood.route is None:
+            return None
+        try:
+            timeout_us = understood.route.codec.timeout_us(request)
+        except HeadroomError as error:
+            return error
+        if timeout_us is not None:
+            context.deadline = tightest(request.arrived_ns, understood.budget_ms, header_ms=understood.timeout_ms,
+                                        oip_timeout_us=timeout_us)  # fmt: skip
+        return None
 
     # Answers
 
@@ -258,7 +305,7 @@ class HttpListener:
         headers = [("x-request-id", request.context.request_id)]
         keep_alive = not request.connection.must_close
         data = _error(error, status, request.context, headers, keep_alive=keep_alive)
-        if request.method == b"HEAD":
+        if request.head.method == b"HEAD":
             data = data[: data.index(b"\r\n\r\n") + 4]
         self._loop.call_soon(partial(request.connection.finish, request, data, keep_alive=keep_alive))
         self._finish_other(request, "refused", status, len(data), error.kind)

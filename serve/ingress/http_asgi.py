@@ -119,7 +119,7 @@ class _Exchange:
 
     def _write(self, body: bytes, is_last: bool) -> None:
         request = self._request
-        data = body if request.method != b"HEAD" else b""
+        data = body if request.head.method != b"HEAD" else b""
         if self._is_chunked:
             data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"0\r\n\r\n" if is_last else b"")
         keep_alive = not request.connection.must_close
@@ -153,18 +153,19 @@ class _Exchange:
 
 
 def _scope(request: HttpRequest) -> Scope:
-    path, _, query = request.target.partition(b"?")
+    head = request.head
+    path, _, query = head.target.partition(b"?")
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": "1.1",
-        "method": request.method.decode("latin-1"),
+        "method": head.method.decode("latin-1"),
         "scheme": "http",
         "path": unquote_to_bytes(path).decode("utf-8", "replace"),
         "raw_path": path,
         "query_string": query,
         "root_path": "",
-        "headers": request.raw_headers,
+        "headers": head.raw_headers,
         "client": None,
         "server": None,
         "state": {"context": request.context},

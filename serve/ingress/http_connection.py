@@ -15,7 +15,7 @@ from typing import Protocol
 import httptools
 
 from serve.errors import HeadroomError, InvalidInput, TooLarge
-from serve.ingress.http_request import HttpRequest
+from serve.ingress.http_request import HeadMemory, HttpRequest, RequestHead
 from serve.settings import Limits
 
 _MAX_PIPELINED = 32
@@ -27,6 +27,9 @@ class Endpoint(Protocol):
 
     limits: Limits
     is_draining: bool
+    heads: HeadMemory
+
+    def turn_ns(self) -> int: ...
 
     def on_request(self, request: HttpRequest) -> None: ...
 
@@ -42,8 +45,8 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_body_bytes", "_endpoint", "_has_begun", "_head_bytes", "_headers", "_is_parsing_head",
-        "_is_write_paused", "_parser", "_raw_headers", "_refused", "_target", "_waiting", "current", "is_closing",
-        "opened_ns", "since_ns", "transport", "writable",
+        "_is_write_paused", "_last_head", "_parser", "_raw_headers", "_refused", "_target", "_waiting", "current",
+        "is_closing", "opened_ns", "since_ns", "transport", "writable",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -60,6 +63,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_parsing_head = True
         self._is_write_paused = False
         self._refused: _Refused | None = None
+        self._last_head: RequestHead | None = None
         self.current: HttpRequest | None = None
         self.is_closing = False
         self.opened_ns = self.since_ns = time.monotonic_ns()
@@ -85,25 +89,42 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.is_closing or self._refused is not None:
             return
+        if self._has_begun:
+            self._feed(data)
+            return
+        known = self._endpoint.heads.find(data) if self.current is None else None
+        if known is not None:
+            self._enter(HttpRequest(self, *known, self._endpoint.turn_ns()))
+            return
+        self._last_head = None
+        self._feed(data)
+        if self._last_head is not None and not self._has_begun:
+            self._endpoint.heads.remember(data, self._last_head)
+
+    def _feed(self, data: bytes) -> None:
         self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(InvalidInput("protocol upgrades are not offered; allowed: HTTP/1.1"), 400, "upgrade")
+        except httptools.HttpParserUpgrade as upgrade:
+            # An offer, which a server may leave unanswered (RFC 9110, 7.8): the request itself has been read.
+            self._parser = httptools.HttpRequestParser(self)
+            rest = data[upgrade.args[0] :]
+            if rest and not self.is_closing:
+                self._feed(rest)
             return
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, _Refused):
                 raise
-            self._refuse(cause.error, cause.status, cause.reason)
+            self._refuse(cause)
             return
         except httptools.HttpParserError:
-            self._refuse(InvalidInput("the request is not valid HTTP/1.1"), 400, "malformed")
+            self._refuse(_Refused(InvalidInput("the request is not valid HTTP/1.1"), 400, "malformed"))
             return
         if not (self._has_begun and self._is_parsing_head):
             self._head_bytes = 0
         elif self._head_bytes > self._endpoint.limits.max_header_bytes:
-            self._refuse(self._too_large_header(), 431, "header_size")
+            self._refuse(_Refused(self._too_large_header(), 431, "header_size"))
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -146,6 +167,8 @@ class HttpConnection(asyncio.Protocol):
         num_hosts = sum([name == b"host" for name, _ in self._raw_headers])
         if num_hosts != 1 and (num_hosts > 1 or self._parser.get_http_version() == "1.1"):
             raise _Refused(InvalidInput(f"the request has {num_hosts} Host headers; allowed 1"), 400, "malformed")
+        if self._parser.get_method() == b"CONNECT":
+            raise _Refused(InvalidInput("method CONNECT is not offered; see /docs"), 501, "malformed")
         length = int(headers.get(b"content-length", b"0"))
         if length > limits.max_body_bytes:
             raise _Refused(self._too_large_body(f"{length} bytes"), 413, "body_size")
@@ -163,10 +186,11 @@ class HttpConnection(asyncio.Protocol):
         self._has_begun = False
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         keep_alive = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
-        request = HttpRequest(
-            self, self._parser.get_method(), _origin_form(self._target), self._headers, body, keep_alive,
-            time.monotonic_ns(), None, self._raw_headers,
-        )  # fmt: skip
+        method, target = self._parser.get_method(), _origin_form(self._target)
+        head = self._last_head = RequestHead(method, target, self._headers, self._raw_headers, keep_alive)
+        self._enter(HttpRequest(self, head, body, self._endpoint.turn_ns()))
+
+    def _enter(self, request: HttpRequest) -> None:
         if self.current is None:
             self.current = request
             self._endpoint.on_request(request)
@@ -186,7 +210,7 @@ class HttpConnection(asyncio.Protocol):
         return (
             self.is_closing
             or self._endpoint.is_draining
-            or (request is not None and not request.keep_alive)
+            or (request is not None and not request.head.keep_alive)
             or age_ns > self._endpoint.limits.max_connection_age_s * 1e9
         )
 
@@ -206,7 +230,7 @@ class HttpConnection(asyncio.Protocol):
             self.current = self._waiting.popleft()
             self._endpoint.on_request(self.current)
         elif self._refused is not None:
-            self._refuse(self._refused.error, self._refused.status, self._refused.reason)
+            self._refuse(self._refused)
         else:
             self._resume_reading()
 
@@ -236,14 +260,14 @@ class HttpConnection(asyncio.Protocol):
         """The head alone: what was received with it may hold a body."""
         return len(self._target) + sum([len(name) + len(value) + 4 for name, value in self._raw_headers])
 
-    def _refuse(self, error: HeadroomError, status: int, reason: str) -> None:
+    def _refuse(self, refused: _Refused) -> None:
         """Answers what is no request, behind the answers that are still owed, and ends the connection."""
         if self.current is not None:
-            self._refused = _Refused(error, status, reason)
+            self._refused = refused
             self.transport.pause_reading()
             return
         self.is_closing = True
-        self._endpoint.on_bad_request(self, error, status, reason)
+        self._endpoint.on_bad_request(self, refused.error, refused.status, refused.reason)
 
     def _too_large_header(self) -> TooLarge:
         return TooLarge(

@@ -36,16 +36,17 @@ class Ledger:
         self.protocol = protocol
         self.metrics = metrics
         self._access_log = access_log
+        self._in_flight = metrics.in_flight(protocol)
 
     def opened(self, num_requests: int) -> None:
         """Requests that came in."""
-        self.metrics.add_in_flight(self.protocol, num_requests)
+        self._in_flight[0] += num_requests
 
     def settle(self, settled: Sequence[Settled], now_ns: int) -> None:
         """Requests that were answered at `now_ns`."""
         if not settled:
             return
-        self.metrics.add_in_flight(self.protocol, -len(settled))
+        self._in_flight[0] -= len(settled)
         by_route: dict[int, tuple[Route, list[Settled]]] = {}
         for one in settled:
             route = one.arrival.route
@@ -83,7 +84,7 @@ class Ledger:
     def record_other(self, context: RequestContext, endpoint: str, status: int, bytes_in: int, bytes_out: int,
                      now_ns: int, kind: str | None) -> None:  # fmt: skip
         """A request that no pipeline answered: health, metadata, pages, an unknown route."""
-        self.metrics.add_in_flight(self.protocol, -1)
+        self._in_flight[0] -= 1
         self.metrics.count_requests(self.protocol, endpoint, str(status))
         entry = AccessEntry(
             context.request_id, self.protocol, endpoint, str(status), now_ns - context.arrived_ns, 1, bytes_in,

@@ -278,9 +278,11 @@ class Metrics(_Recorder):
         """Counts answered requests; `endpoint` is a route's template, never a path as sent."""
         self._add(REQUESTS, (protocol, endpoint, status), n)
 
-    def add_in_flight(self, protocol: str, delta: int) -> None:
-        """Moves the number of requests taken and not yet answered."""
-        self._add(IN_FLIGHT, (protocol,), delta)
+    def in_flight(self, protocol: str) -> memoryview[float]:
+        """The number of requests of a protocol that were taken in and not yet answered: one value, which one thread, the
+        protocol's, may change in place.
+        """
+        return self._cell(IN_FLIGHT, (protocol,))
 
     def set_connections(self, protocol: str, n: int) -> None:
         """Sets the number of open connections."""

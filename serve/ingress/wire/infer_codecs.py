@@ -93,10 +93,10 @@ class HttpInferCodec:
 
     def decode(self, payload: HttpRequest) -> Decoded:
         """Reads JSON or binary tensors, compressed or not."""
-        encoding = payload.header(b"content-encoding") or ""
+        encoding = payload.head.header(b"content-encoding") or ""
         body = decompress(payload.body, encoding, self._max_body_bytes)
         request = oip_http.decode_infer(body, _header_length(payload), self._model.spec)
-        return Decoded(self._model.items(request), (request, payload.header(b"accept-encoding") or ""))
+        return Decoded(self._model.items(request), (request, payload.head.header(b"accept-encoding") or ""))
 
     def encode(self, request: tuple[InferRequest, str], outcomes: Sequence[Outcome[Any]]) -> Encoded:
         """JSON, or JSON and binary tensors behind each other, as the request asked."""
@@ -170,7 +170,7 @@ def _parse(payload: bytes) -> Any:
 
 
 def _header_length(payload: HttpRequest) -> int | None:
-    text = payload.header(_HEADER_LENGTH.encode())
+    text = payload.head.header(_HEADER_LENGTH.encode())
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 12:

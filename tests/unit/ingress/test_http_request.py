@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.ingress.http_request import HttpRequest, head, status_line
+from serve.ingress.http_request import RequestHead, head, status_line
 from serve.ingress.status import REASON_PHRASES
 
 
-def request(target: bytes = b"/", **headers: bytes) -> HttpRequest:
+def request(target: bytes = b"/", **headers: bytes) -> RequestHead:
     named = {name.replace("_", "-").encode(): value for name, value in headers.items()}
-    return HttpRequest(None, b"GET", target, named, b"", True, 0)  # type: ignore[arg-type]
+    return RequestHead(b"GET", target, named, list(named.items()), True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serve.batching.arrival import Decoded
 from serve.errors import InvalidInput
-from serve.ingress.http_request import HttpRequest
+from serve.ingress.http_request import HttpRequest, RequestHead
 from serve.pipelines.fraud.contract import RULES, Decision, Reason
 
 GOOD: dict[str, Any] = {
@@ -53,7 +53,8 @@ def http(body: Any, **headers: bytes) -> HttpRequest:
     """A request with this body: bytes as they are, anything else as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-").encode(): value for name, value in headers.items()}
-    return HttpRequest(None, b"POST", b"/", named, data, True, 0)  # type: ignore[arg-type]
+    head = RequestHead(b"POST", b"/", named, list(named.items()), True)
+    return HttpRequest(None, head, data, 0)  # type: ignore[arg-type]
 
 
 def assert_is_useful(error: Any, field: str | None = None) -> None:
