@@ -39,7 +39,6 @@ def recording_costs_us(metrics: Metrics) -> dict[str, float]:
         "observe_batch": cost_us(lambda: pipeline.observe_batch(64)),
         "set_queue": cost_us(lambda: pipeline.set_queue(3)),
         "count_requests": cost_us(lambda: metrics.count_requests("http", "/v1/fraud/score", "200", 64)),
-        "add_in_flight": cost_us(lambda: metrics.add_in_flight("http", 1)),
         "count_store": cost_us(lambda: metrics.count_store("commit")),
     }
 

@@ -6,11 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serve.backends.base import ModelSpec
-from serve.batching.arrival import Arrival, Codec, Entrance, Route
-from serve.batching.collector import Collector
-from serve.batching.runner import Flow, Runner
-from serve.budgets.ladder import Ladder
-from serve.errors import NotReady, Overloaded
+from serve.batching.arrival import Codec, Entrance, Route
+from serve.batching.runner import Runner
 from serve.ingress.wire.infer_codecs import GrpcInferCodec, HttpInferCodec, InferEndpoint
 from serve.observability.metrics import Metrics, PipelineMetrics
 
@@ -44,20 +41,17 @@ class Published:
 
 
 class RouteMaker:
-    """Makes the routes of one pipeline or model: they share its collector, budget and metrics."""
+    """Makes the routes of one pipeline or model: they share its runner, budget and metrics."""
 
-    def __init__(self, name: str, collector: Entrance, published: Published, metrics: Metrics) -> None:
+    def __init__(self, name: str, entrance: Entrance, budget_ms: float, metrics: PipelineMetrics) -> None:
         self.name = name
-        self._collector = collector
-        self._published = published
-        self.metrics: PipelineMetrics = metrics.pipeline(
-            name, ("decode", *published.stages, "encode"),
-            budget_ms=published.budget_ms, stage_budgets_ms=published.stage_budgets_ms,
-        )  # fmt: skip
+        self._entrance = entrance
+        self._budget_ms = budget_ms
+        self._metrics = metrics
 
     def route(self, codec: Codec) -> Route:
         """The way in by one codec."""
-        return Route(codec, self._collector, self._published.budget_ms, self.metrics, self.name)
+        return Route(codec, self._entrance, self._budget_ms, self._metrics, self.name)
 
     def infer(
         self, endpoint: InferEndpoint, max_body_bytes: int
@@ -71,23 +65,9 @@ class RouteMaker:
         return {(b"POST", path.encode()): http for path in paths}, {(name, ""): grpc, (name, version): grpc}
 
 
-def make_runner(
-    collector: Collector, flow: Flow, ladder: Ladder, maker: RouteMaker, *, max_batch_items: int, max_in_flight: int
-) -> Runner:
-    """A runner on the routes' collector and metrics."""
-    return Runner(
-        collector, flow, ladder, maker.metrics, max_batch_items=max_batch_items, max_batches_in_flight=max_in_flight
-    )
-
-
-class ClosedEntrance:
-    """Stands in for the collector of a pipeline that could not be put together: everything is told why."""
-
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    def push(
-        self, arrivals: Sequence[Arrival], now_ns: int, delay_ns: int = 0
-    ) -> list[tuple[Arrival, Overloaded | NotReady]]:
-        """Refuses all."""
-        return [(arrival, NotReady(self._reason)) for arrival in arrivals]
+def publish(name: str, published: Published, metrics: Metrics) -> PipelineMetrics:
+    """The recorder of a pipeline or model, its budgets published."""
+    return metrics.pipeline(
+        name, ("decode", *published.stages, "encode"),
+        budget_ms=published.budget_ms, stage_budgets_ms=published.stage_budgets_ms,
+    )  # fmt: skip

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from serve.assembly.endpoints import Published, RouteMaker, Service, make_runner
+from serve.assembly.endpoints import Published, RouteMaker, Service, publish
 from serve.backends.trees import TreeModel
 from serve.batching.collector import Collector
+from serve.batching.runner import Runner
 from serve.budgets.ladder import Ladder, Rung
 from serve.errors import NotReady
 from serve.features.embedded import EmbeddedStore
@@ -91,7 +92,7 @@ def fraud_pipeline(settings: Settings, repository: Repository, metrics: Metrics)
     scorer = TreeScorer(model)
     policy = read_policy(model.directory)
     collector = Collector("fraud", max_items=published.max_queue_items)
-    maker = RouteMaker("fraud", collector, Published(published.budget_ms, FRAUD_STAGES, published.stages), metrics)
+    recorder = publish("fraud", Published(published.budget_ms, FRAUD_STAGES, published.stages), metrics)
     store = EmbeddedStore(features_dir(settings), max_bytes=settings.features.max_bytes)
     flow = FraudFlow(
         store, scorer, policy, metrics, rungs=published.ladder,
@@ -101,10 +102,11 @@ def fraud_pipeline(settings: Settings, repository: Repository, metrics: Metrics)
     )  # fmt: skip
     rungs = tuple(Rung(name, _RUNG_SHARES[name]) for name in published.ladder)
     ladder = Ladder((Rung("", 1.0), *rungs))
-    runner = make_runner(
-        collector, flow, ladder, maker,
-        max_batch_items=published.max_batch_items, max_in_flight=published.max_batches_in_flight,
+    runner = Runner(
+        collector, flow, ladder, recorder,
+        max_batch_items=published.max_batch_items, max_batches_in_flight=published.max_batches_in_flight,
     )  # fmt: skip
+    maker = RouteMaker("fraud", runner, published.budget_ms, recorder)
     http, infer = maker.infer(FraudEndpoint(model.spec.version), settings.limits.max_body_bytes)
     http[b"POST", b"/v1/fraud/score"] = maker.route(fraud_http.ScoreCodec())
     http[b"POST", b"/v1/fraud/score:batch"] = maker.route(fraud_http.ScoreBatchCodec())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from serve.assembly.endpoints import Published, RouteMaker, Service, make_runner
+from serve.assembly.endpoints import Published, RouteMaker, Service, publish
 from serve.batching.collector import Collector
+from serve.batching.runner import Runner
 from serve.budgets.ladder import Ladder, Rung
 from serve.ingress.wire.infer_codecs import ModelEndpoint
 from serve.observability.metrics import Metrics
@@ -25,11 +26,12 @@ def _service(name: str, settings: Settings, repository: Repository, metrics: Met
     spec = repository.model(name).spec
     collector = Collector(name, max_items=model_settings.max_queue_items)
     published = Published(model_settings.budget_ms, STAGES, {})
-    maker = RouteMaker(name, collector, published, metrics)
+    recorder = publish(name, published, metrics)
     flow = InferFlow(lambda: repository.model(name), repository.labels(name))
-    http, infer = maker.infer(ModelEndpoint(spec), settings.limits.max_body_bytes)
-    runner = make_runner(
-        collector, flow, Ladder((Rung("", 1.0),)), maker,
-        max_batch_items=min(_MAX_REQUESTS_TOGETHER, max(1, spec.max_batch_size)), max_in_flight=1,
+    runner = Runner(
+        collector, flow, Ladder((Rung("", 1.0),)), recorder,
+        max_batch_items=min(_MAX_REQUESTS_TOGETHER, max(1, spec.max_batch_size)),
     )  # fmt: skip
+    maker = RouteMaker(name, runner, published.budget_ms, recorder)
+    http, infer = maker.infer(ModelEndpoint(spec), settings.limits.max_body_bytes)
     return Service(name, spec, runner, http, infer=infer)

@@ -73,14 +73,14 @@ class StreamCodec(Codec, Protocol):
 
 
 class Entrance(Protocol):
-    """Where arrivals of one pipeline are pushed; the collector."""
+    """Where a listener's thread leaves the arrivals of one pipeline; the runner."""
 
-    def push(
-        self, arrivals: Sequence[Arrival], now_ns: int, delay_ns: int = 0
-    ) -> list[tuple[Arrival, Overloaded | NotReady]]:
-        """Takes in what fits and returns the rest, each with its named reason. `delay_ns` is what the listener itself
-        adds: the time its clients have waited unseen, and what an answer will wait to be written.
-        """
+    def push(self, arrivals: Sequence[Arrival], now_ns: int) -> list[tuple[Arrival, Overloaded | NotReady]]:
+        """Takes in what fits and returns the rest, each with its named reason. Nothing runs before `dispatch`."""
+        ...
+
+    def dispatch(self) -> bool:
+        """Has what was pushed run: here and now, if that is short, or by a runner's thread. Whether to call again."""
         ...
 
 
@@ -88,7 +88,7 @@ class Route(Struct, frozen=True, eq=False):
     """What a listener needs to know of one endpoint of a pipeline or model."""
 
     codec: Codec
-    collector: Entrance
+    entrance: Entrance
     budget_ms: float
     metrics: PipelineMetrics
     pipeline: str

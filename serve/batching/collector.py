@@ -18,7 +18,9 @@ _MIN_RETRY_MS = 5
 class Collector:
     """Holds at most `max_items` rows, counted from `push` until `done`: waiting, forming and running ones.
 
-    `share` is the part of the time left that may be spent waiting, as predicted, before a request is refused early.
+    A request is refused early unless its answer is predicted within `share` of the time it was given. The rest is for
+    what no server sees: the way back, and the client's own queue. Planned to the last millisecond, a standing queue
+    would make every answer late by a little, and all of them useless.
     """
 
     def __init__(self, name: str, *, max_items: int, share: float = 0.6) -> None:
@@ -27,47 +29,77 @@ class Collector:
         self.share = share
         self.num_items = 0
         self._ns_per_item = 0.0
+        self._batch_ns = 0
         self._waiting: list[Arrival] = []
         self._is_closed = False
         self._wake = threading.Condition(threading.Lock())
         self._num_takers_idle = 0
 
-    def push(
-        self, arrivals: Sequence[Arrival], now_ns: int, delay_ns: int = 0
-    ) -> list[tuple[Arrival, Overloaded | NotReady]]:
-        """Takes in what fits and returns the rest, each with its named reason."""
+    def push(self, arrivals: Sequence[Arrival], now_ns: int) -> list[tuple[Arrival, Overloaded | NotReady]]:
+        """Takes in what fits and returns the rest, each with its named reason. Wakes nobody."""
         refused: list[tuple[Arrival, Overloaded | NotReady]] = []
+        too_late: dict[int, Overloaded] = {}  # by time allowed: those given the same time share one refusal
         with self._wake:
+            if self._is_closed:
+                closing = NotReady(f"pipeline {self.name} is closing; retry on a new connection")
+                return [(arrival, closing) for arrival in arrivals]
             for arrival in arrivals:
-                reason = self._refusal(arrival, now_ns, delay_ns)
+                context = arrival.context
+                allowed_ns = context.deadline.at_ns - context.arrived_ns
+                planned_ns = self._planned_ns(now_ns - context.arrived_ns)
+                reason: Overloaded | None
+                if planned_ns > self.share * allowed_ns and context.deadline.at_ns > now_ns:
+                    reason = too_late.get(allowed_ns)
+                    if reason is None:
+                        reason = too_late[allowed_ns] = self._too_late(planned_ns, allowed_ns)
+                else:
+                    reason = self._queue_full(arrival.items)
                 if reason is None:
                     self._waiting.append(arrival)
                     self.num_items += arrival.items
                 else:
                     refused.append((arrival, reason))
-            if self._num_takers_idle and self._waiting:
-                self._wake.notify()
         return refused
 
-    def _refusal(self, arrival: Arrival, now_ns: int, delay_ns: int) -> Overloaded | NotReady | None:
-        if self._is_closed:
-            return NotReady(f"pipeline {self.name} is closing; retry on a new connection")
+    def _planned_ns(self, waited_ns: int) -> float:
+        """From arrival to answer, as predicted; 0 where nobody is ahead: an idle server tries."""
         ahead = self.num_items
-        if ahead and ahead + arrival.items > self.max_items:
-            return Overloaded(
-                f"{ahead} items wait for pipeline {self.name}; allowed {self.max_items}; retry later",
-                reason="queue_full",
-                retry_after_ms=self._retry_after_ms(ahead),
-            )
-        wait_ns = ahead * self._ns_per_item
-        left_ns = arrival.context.deadline.at_ns - now_ns
-        if left_ns > 0 and wait_ns > self.share * (left_ns - delay_ns):
-            return Overloaded(
-                f"the predicted wait of {(wait_ns + delay_ns) / 1e6:.1f} ms does not fit the {left_ns / 1e6:.1f} ms left",
-                reason="budget",
-                retry_after_ms=self._retry_after_ms(ahead),
-            )
-        return None
+        return waited_ns + ahead * self._ns_per_item + self._batch_ns if ahead else 0
+
+    def _too_late(self, planned_ns: float, allowed_ns: int) -> Overloaded:
+        return Overloaded(
+            f"an answer is predicted {planned_ns / 1e6:.1f} ms after arrival, too close to the {allowed_ns / 1e6:.1f} ms "
+            "allowed; retry later",
+            reason="budget",
+            retry_after_ms=self._retry_after_ms(self.num_items),
+        )
+
+    def _queue_full(self, items: int) -> Overloaded | None:
+        ahead = self.num_items
+        if not ahead or ahead + items <= self.max_items:
+            return None
+        return Overloaded(
+            f"{ahead} items wait for pipeline {self.name}; allowed {self.max_items}; retry later",
+            reason="queue_full",
+            retry_after_ms=self._retry_after_ms(ahead),
+        )
+
+    def dispatch(self) -> bool:
+        """Wakes a taker, if one is idle; the others look by themselves. Never asks to be called again."""
+        with self._wake:
+            if self._num_takers_idle and self._waiting:
+                self._wake.notify()
+        return False
+
+    @property
+    def is_anyone_waiting(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self._waiting)
+
+    def put_back(self, arrivals: list[Arrival]) -> None:
+        """What was taken and has not run waits again, before everything else."""
+        with self._wake:
+            self._waiting = arrivals + self._waiting
 
     def _retry_after_ms(self, ahead: int) -> int:
         return max(_MIN_RETRY_MS, int(ahead * self._ns_per_item / 1e6))
@@ -92,12 +124,12 @@ class Collector:
             taken, self._waiting = self._waiting, []
             return taken
 
-    def done(self, num_items: int, ns_per_item: float | None = None) -> None:
-        """Frees the room of `num_items`; `ns_per_item` is what the runner now predicts an item to cost at capacity."""
+    def done(self, num_items: int, batch_ns: int = 0, batch_items: int = 0) -> None:
+        """Frees the room of `num_items`; a full batch, of `batch_items`, is now predicted to take `batch_ns`."""
         with self._wake:
             self.num_items -= num_items
-            if ns_per_item is not None:
-                self._ns_per_item = ns_per_item
+            if batch_items:
+                self._batch_ns, self._ns_per_item = batch_ns, batch_ns / batch_items
 
     def close(self) -> None:
         """Refuses further pushes; takers get what is left, then None."""

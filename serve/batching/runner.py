@@ -1,4 +1,8 @@
-"""The runner: one thread per pipeline that turns what waits into batches, runs the flow, and sends the answers back.
+"""The runner: turns what waits into batches, runs the flow, and sends the answers back.
+
+A short batch runs on the thread of the listener that dispatches it: to hand it to another costs two wake-ups, and then
+both threads fight for the interpreter for as long as it runs (at 16 connections half of the throughput). A longer one
+runs on the runner's own thread, so that no listener is kept from its sockets.
 
 Hot: what is here is paid per batch (and a few list operations per request); see benchmarks/fraud.py for the shares.
 """
@@ -18,7 +22,7 @@ from serve.batching.forming import form
 from serve.batching.outcome import Outcome
 from serve.budgets.ladder import Ladder
 from serve.budgets.timings import Timings, server_timing
-from serve.errors import HeadroomError, Internal, Overloaded
+from serve.errors import HeadroomError, Internal, NotReady, Overloaded
 from serve.observability.metrics import PipelineMetrics
 
 log = logging.getLogger(__name__)
@@ -43,8 +47,18 @@ class Flow(Protocol):
         ...
 
 
+_MAX_HERE_NS = 5_000_000
+"""For how long, as predicted, a batch may keep a listener's thread from its sockets and timers."""
+
+_PACE_WEIGHT = 0.1
+
+
 class Runner:
-    """Owns one thread per batch in flight; `start` begins, `stop` ends after what was accepted has been answered."""
+    """Owns one thread per batch in flight; `start` begins, `stop` ends after what was accepted has been answered.
+
+    Implements `Entrance` on its collector. Listeners' threads run short batches themselves where one batch is in flight
+    at a time.
+    """
 
     def __init__(
         self,
@@ -61,6 +75,12 @@ class Runner:
         self._flow = flow
         self._ladder = ladder
         self._metrics = metrics
+        self._pace = 1.0
+        """How many times its own time passes per batch while others wait: a listener reads and refuses in between."""
+        self._kept_waiting_ns = 0
+        """Since when somebody has waited for the next batch; 0 if nobody does."""
+        self._runs_here = max_batches_in_flight == 1
+        self._turn = threading.Lock()  # whose holder runs batches, where one is in flight at a time
         self._threads = [
             threading.Thread(target=self._loop, name=f"runner-{collector.name}-{i}", daemon=True)
             for i in range(max_batches_in_flight)
@@ -78,38 +98,79 @@ class Runner:
         for thread in self._threads:
             thread.join(max(0.0, give_up_s - time.monotonic()))
 
-    def _loop(self) -> None:
-        backlog: list[Arrival] = []
-        while True:
-            arrived = self.collector.take_now() if backlog else self.collector.take()
-            if arrived is None:
-                return
-            try:
-                backlog = self.step(backlog + arrived)
-            except Exception:
-                log.exception("runner of %s failed outside the flow; its batch is not answered", self.collector.name)
-                self.collector.done(sum(a.items for a in backlog + arrived))
-                backlog = []
+    def push(self, arrivals: Sequence[Arrival], now_ns: int) -> list[tuple[Arrival, Overloaded | NotReady]]:
+        """Takes in what fits and returns the rest, each with its named reason."""
+        return self.collector.push(arrivals, now_ns)
 
-    def step(self, waiting: list[Arrival]) -> list[Arrival]:
-        """Forms, runs and answers one batch out of `waiting`; returns those that still wait."""
+    def dispatch(self) -> bool:
+        """Runs one batch here and now if it is predicted to be short, or wakes a thread; whether to call again."""
+        if self._runs_here and self._turn.acquire(blocking=False):
+            try:
+                waiting = self.collector.take_now()
+                if not waiting:
+                    return False
+                max_items = self._max_items_here()
+                if waiting[0].items <= max_items:
+                    self.collector.put_back(self._step_safely(waiting, max_items))
+                    return self.collector.is_anyone_waiting
+                self.collector.put_back(waiting)
+            finally:
+                self._turn.release()
+        return self.collector.dispatch()
+
+    def _max_items_here(self) -> int:
+        """The largest batch that is predicted to be short; 0 if none is."""
+        items = self.max_batch_items
+        while items and self._ladder.predict_ns(0, items) > _MAX_HERE_NS:
+            items //= 2
+        return items
+
+    def _loop(self) -> None:
+        while (waiting := self.collector.take()) is not None:
+            if not self._runs_here:
+                self._run_all(waiting)
+                continue
+            with self._turn:
+                self._run_all(waiting)
+
+    def _run_all(self, waiting: list[Arrival]) -> None:
+        while waiting:
+            waiting = self._step_safely(waiting, self.max_batch_items)
+            if waiting:
+                waiting += self.collector.take_now()
+
+    def _step_safely(self, waiting: list[Arrival], max_items: int) -> list[Arrival]:
+        try:
+            return self.step(waiting, max_items)
+        except Exception:
+            log.exception("runner of %s failed outside the flow; its batch is not answered", self.collector.name)
+            self.collector.done(sum(a.items for a in waiting))
+            return []
+
+    def step(self, waiting: list[Arrival], max_items: int) -> list[Arrival]:
+        """Forms, runs and answers one batch of at most `max_items` out of `waiting`; returns those that still wait."""
         now_ns = time.monotonic_ns()
-        formed = form(waiting, now_ns, self._ladder, self.max_batch_items)
+        formed = form(waiting, now_ns, self._ladder, max_items)
         gone = sum(a.items for a in formed.dropped)
         if formed.refused:
             gone += sum(a.items for a in formed.refused)
             _reply([self._refusal(a, now_ns) for a in formed.refused])
         if formed.run:
             num_items = formed.num_items
-            took_ns = self._run(formed.run, formed.rung, now_ns)
-            if took_ns is not None:
-                self._ladder.observe(formed.rung, num_items, took_ns)
+            if self._run(formed.run, formed.rung, now_ns):
+                self._ladder.observe(formed.rung, num_items, time.monotonic_ns() - now_ns)
             self._metrics.observe_batch(num_items)
             gone += num_items
-        largest = self.max_batch_items
-        self.collector.done(gone, self._ladder.predict_ns(0, largest) / largest)
+        self._observe_pace(now_ns, formed.later)
+        self.collector.done(gone, int(self._pace * self._ladder.predict_ns(0, max_items)), max_items)
         self._metrics.set_queue(self.collector.num_items)
         return formed.later
+
+    def _observe_pace(self, began_ns: int, later: list[Arrival]) -> None:
+        ended_ns = time.monotonic_ns()
+        cycle_ns = ended_ns - (self._kept_waiting_ns or began_ns)
+        self._pace += _PACE_WEIGHT * (cycle_ns / max(1, ended_ns - began_ns) - self._pace)
+        self._kept_waiting_ns = ended_ns if later or self.collector.is_anyone_waiting else 0
 
     def _refusal(self, arrival: Arrival, now_ns: int) -> Answer:
         left_ms = arrival.context.deadline.remaining_ms(now_ns)
@@ -119,7 +180,8 @@ class Runner:
         )
         return Answer(arrival, None, error, now_ns - arrival.context.arrived_ns)
 
-    def _run(self, arrivals: list[Arrival], rung: int, now_ns: int) -> int | None:
+    def _run(self, arrivals: list[Arrival], rung: int, now_ns: int) -> bool:
+        """Answers them; whether the flow ran."""
         timings = Timings()
         timings.start()
         answers: list[Answer] = []
@@ -153,7 +215,7 @@ class Runner:
         _reply(answers)
         for stage, duration_ns in timings.stages_ns.items():
             self._metrics.observe_stage(stage, duration_ns, len(items))
-        return timings.total_ns if items else None
+        return bool(items)
 
 
 def run_isolated(flow: Flow, items: Sequence[Any], batch: Batch) -> Sequence[Outcome[Any]]:

@@ -10,13 +10,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from serve.batching.arrival import Answer, Arrival, Route
+from serve.batching.arrival import Answer, Arrival, Entrance, Route
 from serve.budgets.wheel import TimingWheel
 from serve.errors import Cancelled, DeadlineExceeded
 
 _TICK_S = 0.001
-_DELAY_TURNS = 2
-"""A request may have waited for the turn before this one to end before anybody saw it, and its answer will wait for one."""
 
 AnswerNow = Callable[[Sequence[Answer]], None]
 
@@ -30,6 +28,7 @@ class Gate:
         self._pushed: dict[int, tuple[Route, list[Arrival]]] = {}
         self._wheel: TimingWheel[Arrival] = TimingWheel(time.monotonic_ns())
         self._is_ticking = False
+        self._to_dispatch: set[int] = set()
 
     def enter(self, arrival: Arrival) -> None:
         """Lets an arrival in with this turn's others."""
@@ -40,15 +39,28 @@ class Gate:
     def _push(self) -> None:
         pushed, self._pushed = self._pushed, {}
         now_ns = time.monotonic_ns()
-        delay_ns = _DELAY_TURNS * (now_ns - next(iter(pushed.values()))[1][0].context.arrived_ns)
+        answers: list[Answer] = []
         for route, arrivals in pushed.values():
             in_time = [one for one in arrivals if one.context.deadline.at_ns > now_ns]
-            answers = [Answer(arrival, None, error) for arrival, error in route.collector.push(in_time, now_ns, delay_ns)]
-            self._await(in_time, {id(answer.arrival) for answer in answers})
+            refused = route.entrance.push(in_time, now_ns)
+            self._await(in_time, {id(arrival) for arrival, _ in refused})
+            answers += [Answer(arrival, None, error) for arrival, error in refused]
             if len(in_time) < len(arrivals):
-                answers += [late_answer(one) for one in arrivals if one.context.deadline.at_ns <= now_ns]
+                answers += late_answers([one for one in arrivals if one.context.deadline.at_ns <= now_ns])
+        try:
             if answers:
                 self._answer(answers)
+        finally:
+            for route, _ in pushed.values():
+                if id(route.entrance) not in self._to_dispatch:
+                    self._dispatch(route.entrance)
+
+    def _dispatch(self, entrance: Entrance) -> None:
+        """One batch a turn, so that sockets are read and deadlines kept between two."""
+        self._to_dispatch.discard(id(entrance))
+        if entrance.dispatch():
+            self._to_dispatch.add(id(entrance))
+            self._loop.call_soon(self._dispatch, entrance)
 
     def _await(self, pushed: list[Arrival], refused: set[int]) -> None:
         """Files the deadlines of what was taken in."""
@@ -64,14 +76,23 @@ class Gate:
         self._is_ticking = self._wheel.num_entries > 0
         if self._is_ticking:
             self._loop.call_later(_TICK_S, self._tick)
-        late = [late_answer(arrival) for arrival in expired if not arrival.is_answered]
+        late = late_answers([arrival for arrival in expired if not arrival.is_answered])
         if late:
             self._answer(late)
 
 
-def late_answer(arrival: Arrival) -> Answer:
-    """What is answered at the deadline."""
-    if arrival.context.cancelled:
-        return Answer(arrival, None, Cancelled("the client left"))
-    allowed_ms = (arrival.context.deadline.at_ns - arrival.context.arrived_ns) / 1e6
-    return Answer(arrival, None, DeadlineExceeded(f"no answer within the {allowed_ms:.1f} ms allowed"))
+def late_answers(arrivals: Sequence[Arrival]) -> list[Answer]:
+    """What is answered at the deadline; those that were given the same time share one error."""
+    errors: dict[int, DeadlineExceeded] = {}
+    answers = []
+    for arrival in arrivals:
+        context = arrival.context
+        if context.cancelled:
+            answers.append(Answer(arrival, None, Cancelled("the client left")))
+            continue
+        allowed_ns = context.deadline.at_ns - context.arrived_ns
+        error = errors.get(allowed_ns)
+        if error is None:
+            error = errors[allowed_ns] = DeadlineExceeded(f"no answer within the {allowed_ns / 1e6:.1f} ms allowed")
+        answers.append(Answer(arrival, None, error))
+    return answers

@@ -86,7 +86,10 @@ class GrpcListener:
             self._thread.join(timeout=5)
 
     def reply(self, answers: Sequence[Answer]) -> None:
-        """One wake-up per batch."""
+        """At most one wake-up per batch."""
+        if threading.get_ident() == self._thread.ident:
+            self._resolve(answers)
+            return
         with suppress(RuntimeError):  # the loop has ended: nobody waits for these any more
             self._loop.call_soon_threadsafe(self._resolve, answers)
 

@@ -20,14 +20,15 @@ import orjson
 from msgspec import Struct
 
 from serve.batching.arrival import Answer, Arrival, Route
-from serve.budgets.deadline import parse_timeout_ms, tightest
+from serve.budgets.deadline import NS_PER_MS, parse_timeout_ms, tightest
 from serve.context import Principal, RequestContext, RequestIds, TenantId, is_request_id, is_traceparent
-from serve.errors import HeadroomError, InvalidInput, Overloaded
+from serve.errors import Cancelled, HeadroomError, InvalidInput, Overloaded
 from serve.ingress.admission import Admission
 from serve.ingress.gate import Gate
 from serve.ingress.http_asgi import AsgiApp, AsgiBridge
 from serve.ingress.http_connection import HttpConnection
-from serve.ingress.http_request import HeadMemory, HttpRequest, RequestHead, head
+from serve.ingress.http_error import RenderedError
+from serve.ingress.http_request import HeadMemory, HttpRequest, RequestHead, head, header_lines
 from serve.ingress.ledger import Ledger, Settled
 from serve.ingress.status import error_body, http_status
 from serve.settings import Limits
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 _SWEEP_S = 0.5
 _DRAIN_IDLE_NS = 1_000_000_000
 _OTHER_BUDGET_MS = 60_000.0
+_BUSY_NS = 100_000_000
+"""A loop that has read nothing for this long was asleep, and woke for what it reads now."""
 
 Routes = Mapping[tuple[bytes, bytes], Route]
 """(method, exact target) → route."""
@@ -80,7 +83,11 @@ class HttpListener:
         self._ids = RequestIds()
         self._connections: set[HttpConnection] = set()
         self._num_in_flight = 0
+        self._rendered_error = RenderedError.of(Cancelled(""), keep_alive=True)
         self._turn_ns: int | None = None
+        self._last_turn_ns = 0
+        self._unseen_ns = 0
+        self._num_asked_of = 0
         self._servers: list[asyncio.Server] = []
         self._bridge = AsgiBridge(app, self._finish_other)
         self._loop: asyncio.AbstractEventLoop
@@ -106,8 +113,11 @@ class HttpListener:
             self._thread.join(timeout=5)
 
     def reply(self, answers: Sequence[Answer]) -> None:
-        """Renders in the caller's thread, writes in the loop's: one wake-up per batch."""
+        """Renders in the caller's thread, writes in the loop's: at most one wake-up per batch."""
         rendered = [self._render(answer) for answer in answers]
+        if threading.get_ident() == self._thread.ident:
+            self._write(rendered)
+            return
         with suppress(RuntimeError):  # the loop has ended: nobody waits for these any more
             self._loop.call_soon_threadsafe(self._write, rendered)
 
@@ -173,18 +183,29 @@ class HttpListener:
         """Answers what never became a request and closes the connection."""
         self._ledger.metrics.count_rejections(self._name, reason)
         body = orjson.dumps(error_body(error, self._ids.make()))
-        retry = (("retry-after", "1"),) if isinstance(error, Overloaded) else ()
+        retry = "retry-after: 1\r\n" if isinstance(error, Overloaded) else ""
         connection.transport.write(head(status, "application/json", len(body), retry, keep_alive=False) + body)
         connection.transport.close()
 
-    def turn_ns(self) -> int:
-        """When this turn of the loop began to read. What it reads was there by then, however long the turn takes: under
-        overload a turn is long, and its last request has waited for all of it.
+    def arrived_ns(self, connection: HttpConnection) -> int:
+        """When a request that was just read had arrived, so that its deadline counts what it waited for this thread.
+
+        That is no later than when this turn of the loop began to read. Where that was late already, as under overload,
+        the kernel is asked.
         """
         if self._turn_ns is None:
-            self._turn_ns = time.monotonic_ns()
+            now_ns = time.monotonic_ns()
+            is_busy = now_ns - self._last_turn_ns < _BUSY_NS
+            self._turn_ns = self._last_turn_ns = now_ns
             self._loop.call_soon(self._end_turn)
-        return self._turn_ns
+            self._unseen_ns = connection.unseen_ms() * NS_PER_MS if is_busy else 0
+            self._num_asked_of = 1
+        elif self._unseen_ns:
+            # Those that have waited longest are read first: one in eight is asked, and answers for the next seven.
+            if self._num_asked_of % 8 == 0:
+                self._unseen_ns = min(self._unseen_ns, connection.unseen_ms() * NS_PER_MS)
+            self._num_asked_of += 1
+        return self._turn_ns - self._unseen_ns
 
     def _end_turn(self) -> None:
         self._turn_ns = None
@@ -261,18 +282,21 @@ class HttpListener:
         arrival = answer.arrival
         context = arrival.context
         keep_alive = not arrival.token.connection.must_close
-        headers: list[tuple[str, str]] = [("x-request-id", context.request_id)]
+        encoded = answer.encoded
+        if encoded is None:
+            assert answer.error is not None
+            error = self._rendered_error
+            if error.error is not answer.error or error.keep_alive != keep_alive:
+                error = self._rendered_error = RenderedError.of(answer.error, keep_alive=keep_alive)
+            return answer, error.status, error.bytes_for(context.request_id, context.traceparent), keep_alive
+        lines = f"x-request-id: {context.request_id}\r\n"
         if context.traceparent is not None:
-            headers.append(("traceparent", context.traceparent))
-        if answer.encoded is not None:
-            encoded = answer.encoded
-            headers.append(("server-timing", f"queue;dur={answer.queue_ns / 1e6:.3f}{answer.server_timing}"))
-            headers.extend(encoded.headers)
-            data = head(encoded.status, encoded.content_type, len(encoded.body), tuple(headers), keep_alive=keep_alive)
-            return answer, encoded.status, data + encoded.body, keep_alive
-        assert answer.error is not None
-        status = http_status(answer.error)
-        return answer, status, _error(answer.error, status, context, headers, keep_alive=keep_alive), keep_alive
+            lines += f"traceparent: {context.traceparent}\r\n"
+        lines += f"server-timing: queue;dur={answer.queue_ns / 1e6:.3f}{answer.server_timing}\r\n"
+        if encoded.headers:
+            lines += header_lines(encoded.headers)
+        data = head(encoded.status, encoded.content_type, len(encoded.body), lines, keep_alive=keep_alive)
+        return answer, encoded.status, data + encoded.body, keep_alive
 
     def _write(self, rendered: Sequence[Rendered]) -> None:
         """In the loop's thread: writes what is still waited for. Deadline, departure and result meet here."""
@@ -301,10 +325,9 @@ class HttpListener:
             arrival = Arrival(request.context, request, route, 1, self, request)
             self._loop.call_soon(self._write, [self._render(Answer(arrival, None, error))])
             return
-        status = http_status(error)
-        headers = [("x-request-id", request.context.request_id)]
         keep_alive = not request.connection.must_close
-        data = _error(error, status, request.context, headers, keep_alive=keep_alive)
+        rendered = RenderedError.of(error, keep_alive=keep_alive)
+        status, data = rendered.status, rendered.bytes_for(request.context.request_id, request.context.traceparent)
         if request.head.method == b"HEAD":
             data = data[: data.index(b"\r\n\r\n") + 4]
         self._loop.call_soon(partial(request.connection.finish, request, data, keep_alive=keep_alive))
@@ -338,13 +361,3 @@ class HttpListener:
             connection.transport.abort()
         else:
             connection.transport.close()
-
-
-def _error(
-    error: HeadroomError, status: int, context: RequestContext, headers: list[tuple[str, str]], *, keep_alive: bool
-) -> bytes:
-    if isinstance(error, Overloaded):
-        headers = [*headers, ("retry-after", str(-(-error.retry_after_ms // 1000))),
-                   ("retry-after-ms", str(error.retry_after_ms))]  # fmt: skip
-    body = orjson.dumps(error_body(error, context.request_id))
-    return head(status, "application/json", len(body), tuple(headers), keep_alive=keep_alive) + body

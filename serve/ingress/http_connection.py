@@ -8,9 +8,11 @@ and a way past ASGI for the routes that are answered in batches.
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 import time
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 import httptools
 
@@ -19,6 +21,10 @@ from serve.ingress.http_request import HeadMemory, HttpRequest, RequestHead
 from serve.settings import Limits
 
 _MAX_PIPELINED = 32
+_LAST_DATA_RECV = slice(52, 56)
+"""Of `struct tcp_info` (linux/tcp.h)."""
+_KERNEL_STEP_MS = 4
+"""At 250 Hz, Debian's and Ubuntu's default."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -29,7 +35,7 @@ class Endpoint(Protocol):
     is_draining: bool
     heads: HeadMemory
 
-    def turn_ns(self) -> int: ...
+    def arrived_ns(self, connection: HttpConnection) -> int: ...
 
     def on_request(self, request: HttpRequest) -> None: ...
 
@@ -44,9 +50,27 @@ class HttpConnection(asyncio.Protocol):
     """Belongs to the listener's event loop. One request is in flight at a time; pipelined ones wait, bounded."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_endpoint", "_has_begun", "_head_bytes", "_headers", "_is_parsing_head",
-        "_is_write_paused", "_last_head", "_parser", "_raw_headers", "_refused", "_target", "_waiting", "current",
-        "is_closing", "opened_ns", "since_ns", "transport", "writable",
+        "_body",
+        "_body_bytes",
+        "_endpoint",
+        "_expires_ns",
+        "_has_begun",
+        "_head_bytes",
+        "_headers",
+        "_is_parsing_head",
+        "_is_write_paused",
+        "_last_head",
+        "_parser",
+        "_raw_headers",
+        "_refused",
+        "_socket",
+        "_target",
+        "_waiting",
+        "current",
+        "is_closing",
+        "since_ns",
+        "transport",
+        "writable",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -66,14 +90,17 @@ class HttpConnection(asyncio.Protocol):
         self._last_head: RequestHead | None = None
         self.current: HttpRequest | None = None
         self.is_closing = False
-        self.opened_ns = self.since_ns = time.monotonic_ns()
+        self.since_ns = time.monotonic_ns()
+        self._expires_ns = self.since_ns + int(endpoint.limits.max_connection_age_s * 1e9)
         self.transport: asyncio.Transport
+        self._socket: Any
         self.writable: asyncio.Event | None = None
 
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        self._socket = transport.get_extra_info("socket")
         if not self._endpoint.on_opened(self):
             self.is_closing = True
 
@@ -94,7 +121,7 @@ class HttpConnection(asyncio.Protocol):
             return
         known = self._endpoint.heads.find(data) if self.current is None else None
         if known is not None:
-            self._enter(HttpRequest(self, *known, self._endpoint.turn_ns()))
+            self._enter(HttpRequest(self, *known, self._endpoint.arrived_ns(self)))
             return
         self._last_head = None
         self._feed(data)
@@ -188,7 +215,7 @@ class HttpConnection(asyncio.Protocol):
         keep_alive = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
         method, target = self._parser.get_method(), _origin_form(self._target)
         head = self._last_head = RequestHead(method, target, self._headers, self._raw_headers, keep_alive)
-        self._enter(HttpRequest(self, head, body, self._endpoint.turn_ns()))
+        self._enter(HttpRequest(self, head, body, self._endpoint.arrived_ns(self)))
 
     def _enter(self, request: HttpRequest) -> None:
         if self.current is None:
@@ -202,16 +229,22 @@ class HttpConnection(asyncio.Protocol):
 
     # What the listener calls.
 
+    def unseen_ms(self) -> int:
+        """For how long, at least, what was just read had lain in the socket: Linux's `tcpi_last_data_recv`, less one step
+        of the kernel's clock.
+        """
+        info: bytes = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECV.stop)
+        return max(0, int.from_bytes(info[_LAST_DATA_RECV], sys.byteorder) - _KERNEL_STEP_MS)
+
     @property
     def must_close(self) -> bool:
         """Whether the answer in flight is the connection's last."""
         request = self.current
-        age_ns = time.monotonic_ns() - self.opened_ns
         return (
             self.is_closing
             or self._endpoint.is_draining
             or (request is not None and not request.head.keep_alive)
-            or age_ns > self._endpoint.limits.max_connection_age_s * 1e9
+            or self.since_ns > self._expires_ns
         )
 
     def finish(self, request: HttpRequest, data: bytes, *, keep_alive: bool) -> None:

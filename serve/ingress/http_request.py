@@ -106,10 +106,13 @@ def status_line(status: int) -> str:
     return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status\r\n"
 
 
-def head(status: int, content_type: str, length: int, headers: HeaderItems, *, keep_alive: bool) -> bytes:
-    """An answer's head. Header values come from the server or were checked to be printable ASCII."""
-    text = f"{status_line(status)}content-type: {content_type}\r\ncontent-length: {length}\r\n"
-    if headers:
-        text += "".join([f"{name}: {value}\r\n" for name, value in headers])
-    text += "\r\n" if keep_alive else "connection: close\r\n\r\n"
+def header_lines(headers: HeaderItems) -> str:
+    """Headers as they stand in a head."""
+    return "".join([f"{name}: {value}\r\n" for name, value in headers])
+
+
+def head(status: int, content_type: str, length: int, lines: str, *, keep_alive: bool) -> bytes:
+    """An answer's head; `lines` are further headers, whose values come from the server or are printable ASCII."""
+    end = "" if keep_alive else "connection: close\r\n"
+    text = f"{status_line(status)}content-type: {content_type}\r\ncontent-length: {length}\r\n{lines}{end}\r\n"
     return text.encode("latin-1")

@@ -157,7 +157,7 @@ class RunnerBench:
     def step(self, *payloads: Any, **options: Any) -> list[Arrival]:
         """Pushes, takes and runs one batch; what still waits."""
         self.arrive(*payloads, **options)
-        return self.runner.step(self.collector.take_now())
+        return self.runner.step(self.collector.take_now(), self.runner.max_batch_items)
 
     def bodies(self) -> list[bytes | None]:
         """The answers' bodies in the order they were given, None for an error of the whole request."""

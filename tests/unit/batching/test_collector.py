@@ -57,22 +57,41 @@ def test_an_arrival_larger_than_the_bound_enters_when_nothing_else_is_there():
     assert collector.push([arrival(1)], 0) == []
 
 
-def test_a_request_is_refused_early_when_the_predicted_wait_takes_its_share_of_the_time_left():
+def test_a_request_is_refused_early_when_its_answer_is_predicted_after_its_share_of_the_time_allowed():
     collector = Collector("p", max_items=100, share=0.5)
-    collector.done(0, 1.0 * MS)
-    collector.push([arrival(10)], 0)
-    assert collector.push([arrival(left_ns=20 * MS)], 0) == []  # 10 ms ahead, half of 20 ms
-    [(_, reason)] = collector.push([arrival(left_ns=20 * MS)], 0)  # 11 ms ahead
+    collector.done(0, 2 * MS, 2)
+    collector.push([arrival(8)], 0)
+    assert collector.push([arrival(left_ns=20 * MS)], 0) == []  # 8 ms ahead and a batch of 2 ms: half of 20 ms
+    [(_, reason)] = collector.push([arrival(left_ns=20 * MS)], 0)  # 9 ms ahead
     assert isinstance(reason, Overloaded)
     assert reason.reason == "budget"
     assert "11.0 ms" in reason.message
     assert "20.0 ms" in reason.message
-    assert reason.retry_after_ms == 11
+    assert reason.retry_after_ms == 9
+
+
+def test_what_a_request_has_waited_before_it_was_read_counts():
+    collector = Collector("p", max_items=100, share=0.5)
+    collector.done(0, 2 * MS, 2)
+    collector.push([arrival(4)], 0)
+    assert collector.push([arrival(left_ns=20 * MS)], 4 * MS) == []
+    [(_, reason)] = collector.push([arrival(left_ns=20 * MS)], 5 * MS)
+    assert isinstance(reason, Overloaded)
+    assert reason.reason == "budget"
+
+
+def test_requests_that_were_given_the_same_time_share_one_refusal():
+    collector = Collector("p", max_items=100, share=0.5)
+    collector.done(0, 2 * MS, 2)
+    collector.push([arrival(50)], 0)
+    one, two, other = (reason for _, reason in collector.push([arrival(left_ns=ms * MS) for ms in (20, 20, 30)], 0))
+    assert one is two
+    assert "30.0 ms" in other.message
 
 
 def test_the_share_may_be_tuned_while_it_serves():
     collector = Collector("p", max_items=100, share=1.0)
-    collector.done(0, 1.0 * MS)
+    collector.done(0, MS, 1)
     collector.push([arrival(10)], 0)
     assert collector.push([arrival(left_ns=11 * MS)], 0) == []
     collector.share = 0.1
@@ -81,7 +100,7 @@ def test_the_share_may_be_tuned_while_it_serves():
 
 def test_an_empty_pipeline_never_refuses_for_a_predicted_wait():
     collector = Collector("p", max_items=100)
-    collector.done(0, 1e15)
+    collector.done(0, 10**15, 1)
     assert collector.push([arrival(left_ns=1)], 0) == []
 
 
@@ -114,12 +133,25 @@ def test_take_gives_up_after_its_timeout():
     assert Collector("p", max_items=1).take(timeout_s=0.001) == []
 
 
-def test_a_push_wakes_a_blocked_taker():
+def test_what_is_put_back_is_taken_first():
+    collector = Collector("p", max_items=10)
+    first, second, third = arrival(), arrival(), arrival()
+    collector.push([first, second], 0)
+    taken = collector.take_now()
+    collector.push([third], 0)
+    collector.put_back(taken)
+    assert collector.is_anyone_waiting
+    assert collector.take_now() == [first, second, third]
+    assert not collector.is_anyone_waiting
+
+
+def test_dispatch_wakes_a_blocked_taker():
     collector = Collector("p", max_items=10)
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(collector.take, WAIT_S)
         one = arrival()
         collector.push([one], 0)
+        collector.dispatch()
         assert taken.result(WAIT_S) == [one]
 
 
@@ -139,6 +171,7 @@ def test_what_many_threads_push_is_taken_once_each_and_the_count_returns_to_zero
     def push_all() -> None:
         for _ in range(per_pusher):
             assert collector.push([arrival(2, left_ns=FAR_NS)], 0) == []
+            collector.dispatch()
 
     def take_all() -> None:
         while (batch := collector.take()) is not None:

@@ -19,7 +19,7 @@ from serve.batching.runner import Batch, run_isolated
 from serve.budgets.ladder import Ladder, Rung
 from serve.budgets.timings import Timings
 from serve.errors import DeadlineExceeded, HeadroomError, Internal, InvalidInput, Overloaded
-from tests.unit.batching.cases import FAR_NS, MS, CallFlow, ListCodec, RecordingListener, RunnerBench
+from tests.unit.batching.cases import FAR_NS, MS, CallFlow, LinearLadder, ListCodec, RecordingListener, RunnerBench
 
 WAIT_S = 10.0
 BAD = "bad"
@@ -195,7 +195,7 @@ def test_a_request_answered_between_forming_and_decoding_is_no_error_of_ours(cap
     bench.arrive(["a"], codec=FreeingCodec())
     doomed += bench.arrive(["b"])
     with caplog.at_level(logging.ERROR):
-        bench.runner.step(bench.collector.take_now())
+        bench.runner.step(bench.collector.take_now(), 8)
     assert caplog.records == []
     assert bench.bodies()[0] == b"a"
     assert bench.collector.num_items == 0
@@ -218,9 +218,96 @@ def test_more_than_a_batch_holds_waits_for_the_next():
     later = bench.step(["a"], ["b"], ["c"])
     assert [one.payload for one in later] == [["c"]]
     assert bench.collector.num_items == 1
-    assert bench.runner.step(later) == []
+    assert bench.runner.step(later, 2) == []
     assert bench.bodies() == [b"a", b"b", b"c"]
     assert bench.metrics.batches == [2, 1]
+
+
+# On the caller's thread
+
+
+def test_a_short_batch_runs_on_the_thread_that_dispatches_it():
+    threads = []
+    bench = RunnerBench(CallFlow(lambda items, batch: threads.append(threading.current_thread()) or list(items)))
+    bench.runner.start()
+    bench.arrive(["a"], ["b"])
+    assert bench.runner.dispatch() is False
+    bench.runner.stop(WAIT_S)
+    assert threads == [threading.current_thread()]
+    assert bench.bodies() == [b"a", b"b"]
+    assert bench.collector.num_items == 0
+
+
+def test_one_batch_runs_at_a_time_and_the_caller_is_asked_to_come_again():
+    bench = RunnerBench(max_batch_items=2)
+    bench.arrive(["a"], ["b"], ["c"])
+    assert bench.runner.dispatch() is True
+    assert bench.bodies() == [b"a", b"b"]
+    assert bench.runner.dispatch() is False
+    assert bench.bodies() == [b"a", b"b", b"c"]
+    assert bench.collector.num_items == 0
+
+
+def test_a_batch_here_is_no_larger_than_is_predicted_to_be_short():
+    bench = RunnerBench(ladder=LinearLadder(1.0, fixed_ns=0, item_ns=2 * MS), max_batch_items=8)
+    bench.arrive(*[[str(i)] for i in range(5)])
+    while bench.runner.dispatch():
+        pass
+    assert [len(batch) for batch in bench.flow.batches] == [2, 2, 1]
+
+
+def test_a_long_batch_is_left_to_the_runner_s_thread():
+    threads = []
+    flow = CallFlow(lambda items, batch: threads.append(threading.current_thread()) or list(items))
+    bench = RunnerBench(flow, LinearLadder(1.0, fixed_ns=0, item_ns=2 * MS))
+    bench.runner.start()
+    bench.arrive(["a", "b", "c"])
+    assert bench.runner.dispatch() is False
+    bench.runner.stop(WAIT_S)
+    assert bench.bodies() == [b"a,b,c"]
+    assert threads != [threading.current_thread()]
+
+
+def test_what_is_pushed_while_another_thread_runs_a_batch_is_run_by_that_thread():
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def wait(items: Sequence[Any], batch: Batch) -> list[Any]:
+        has_begun.set()
+        assert may_end.wait(WAIT_S)
+        return list(items)
+
+    bench = RunnerBench(CallFlow(wait))
+    bench.runner.start()
+    bench.arrive(["a"])
+    bench.collector.dispatch()
+    assert has_begun.wait(WAIT_S)
+    bench.arrive(["b"])
+    assert bench.runner.dispatch() is False
+    assert bench.bodies() == []
+    may_end.set()
+    bench.runner.stop(WAIT_S)
+    assert bench.bodies() == [b"a", b"b"]
+
+
+def test_with_several_batches_in_flight_none_runs_on_the_caller_s_thread():
+    threads = []
+    flow = CallFlow(lambda items, batch: threads.append(threading.current_thread()) or list(items))
+    bench = RunnerBench(flow, max_batches_in_flight=2)
+    bench.runner.start()
+    bench.arrive(["a"])
+    assert bench.runner.dispatch() is False
+    bench.runner.stop(WAIT_S)
+    assert bench.bodies() == [b"a"]
+    assert threads != [threading.current_thread()]
+
+
+def test_a_bug_outside_the_flow_does_not_reach_the_thread_that_dispatches(caplog):
+    bench = RunnerBench()
+    bench.metrics.observe_batch = None
+    bench.arrive(["a"])
+    assert bench.runner.dispatch() is False
+    assert "failed outside the flow" in caplog.text
+    assert bench.collector.num_items == 0
 
 
 # Estimates
@@ -287,7 +374,7 @@ def test_the_flow_is_told_the_tightest_deadline_and_the_rung():
     bench = RunnerBench(CallFlow(lambda items, batch: told.append(batch) or list(items)))
     [relaxed] = bench.arrive(["a"])
     [tight] = bench.arrive(["b"], left_ns=60_000 * MS)
-    bench.runner.step(bench.collector.take_now())
+    bench.runner.step(bench.collector.take_now(), 8)
     assert (told[0].deadline_ns, told[0].rung, told[0].rung_name) == (tight.context.deadline.at_ns, 0, "")
     assert relaxed.context.deadline.at_ns > tight.context.deadline.at_ns
 
@@ -338,6 +425,7 @@ def test_what_arrives_while_a_batch_runs_is_the_next_batch():
     bench = RunnerBench(CallFlow(wait_once))
     bench.runner.start()
     bench.arrive(["a"])
+    bench.collector.dispatch()
     assert entered.wait(WAIT_S)
     bench.arrive(["b"], ["c"])
     release.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from serve.batching.arrival import Answer, Arrival
 from serve.batching.collector import Collector
 from serve.errors import Cancelled, DeadlineExceeded, Overloaded
-from serve.ingress.gate import Gate, late_answer
+from serve.ingress.gate import Gate, late_answers
 from tests.unit.batching.cases import FAR_NS, MS, arrival
 
 
@@ -22,8 +23,8 @@ class FakeLoop:
         self.soon: list[Callable[[], Any]] = []
         self.later: list[Callable[[], Any]] = []
 
-    def call_soon(self, callback: Callable[[], Any]) -> None:
-        self.soon.append(callback)
+    def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
+        self.soon.append(partial(callback, *args))
 
     def call_later(self, delay_s: float, callback: Callable[[], Any]) -> None:
         assert delay_s > 0
@@ -113,18 +114,20 @@ def test_what_the_collector_refuses_is_answered_at_once():
 
 def test_a_request_whose_batch_still_runs_is_answered_at_its_deadline():
     bench, collector = Bench(), Collector("p", max_items=10)
-    one = bench.enter(collector, left_ns=3 * MS)
+    one = bench.enter(collector, left_ns=30 * MS)
     bench.loop.turn()
+    assert bench.answers == []
     bench.tick_until_idle()
     [answer] = bench.answers
     assert answer.arrival is one
     assert isinstance(answer.error, DeadlineExceeded)
-    assert "3.0 ms" in answer.error.message
+    assert "30.0 ms" in answer.error.message
 
 
 def test_nobody_is_answered_before_the_deadline():
     bench, collector = Bench(), Collector("p", max_items=10)
     bench.enter(collector)
+    bench.loop.turn()
     for _ in range(5):
         bench.loop.tick()
     assert bench.answers == []
@@ -133,7 +136,8 @@ def test_nobody_is_answered_before_the_deadline():
 
 def test_a_request_that_was_answered_meanwhile_is_not_answered_again():
     bench, collector = Bench(), Collector("p", max_items=10)
-    one = bench.enter(collector, left_ns=MS)
+    one = bench.enter(collector, left_ns=100 * MS)
+    bench.loop.turn()
     one.is_answered = True
     bench.tick_until_idle()
     assert bench.answers == []
@@ -141,11 +145,13 @@ def test_a_request_that_was_answered_meanwhile_is_not_answered_again():
 
 def test_the_clock_stops_when_nobody_waits_and_starts_again_with_the_next():
     bench, collector = Bench(), Collector("p", max_items=10)
-    bench.enter(collector, left_ns=MS)
+    bench.enter(collector, left_ns=50 * MS)
+    bench.loop.turn()
     assert len(bench.loop.later) == 1
     bench.tick_until_idle()
-    bench.enter(collector, left_ns=MS)
-    bench.enter(collector, left_ns=MS)
+    bench.enter(collector, left_ns=50 * MS)
+    bench.enter(collector, left_ns=50 * MS)
+    bench.loop.turn()
     assert len(bench.loop.later) == 1
     bench.tick_until_idle()
     assert len(bench.answers) == 3
@@ -153,12 +159,14 @@ def test_the_clock_stops_when_nobody_waits_and_starts_again_with_the_next():
 
 def test_an_answer_that_fails_does_not_stop_the_clock_for_everybody_after():
     bench, collector = Bench(), Collector("p", max_items=10)
-    bench.enter(collector, left_ns=-1)
+    bench.enter(collector, left_ns=50 * MS)
+    bench.loop.turn()
     bench.failure = RuntimeError("a bug in rendering")
     with pytest.raises(RuntimeError):
         bench.tick_until_idle()
     bench.failure = None
-    after = bench.enter(collector, left_ns=MS)
+    after = bench.enter(collector, left_ns=50 * MS)
+    bench.loop.turn()
     bench.tick_until_idle()
     assert [answer.arrival for answer in bench.answers] == [after]
 
@@ -177,6 +185,56 @@ def test_an_answer_that_fails_does_not_keep_the_other_routes_from_being_pushed()
 
 
 def test_a_client_that_left_is_cancelled_rather_than_late():
-    one = arrival(left_ns=MS, cancelled=True)
-    assert isinstance(late_answer(one).error, Cancelled)
-    assert isinstance(late_answer(arrival(left_ns=MS)).error, DeadlineExceeded)
+    gone, late = late_answers([arrival(left_ns=MS, cancelled=True), arrival(left_ns=MS)])
+    assert isinstance(gone.error, Cancelled)
+    assert isinstance(late.error, DeadlineExceeded)
+
+
+def test_late_ones_that_were_given_the_same_time_share_one_error():
+    one, two, other = late_answers([arrival(left_ns=ms * MS) for ms in (5, 5, 6)])
+    assert one.error is two.error
+    assert "6.0 ms" in other.error.message
+
+
+def test_a_request_that_is_past_its_deadline_when_it_is_read_never_reaches_the_collector():
+    bench, collector = Bench(), Collector("p", max_items=10)
+    bench.enter(collector, left_ns=-1)
+    bench.loop.turn()
+    [answer] = bench.answers
+    assert isinstance(answer.error, DeadlineExceeded)
+    assert collector.num_items == 0
+    assert bench.loop.later == []
+
+
+class Eager(CountingCollector):
+    """Runs one of its arrivals each time it is dispatched."""
+
+    num_dispatches = 0
+
+    def dispatch(self) -> bool:
+        self.num_dispatches += 1
+        self.put_back(self.take_now()[1:])
+        return self.is_anyone_waiting
+
+
+def test_a_batch_is_dispatched_each_turn_until_nothing_is_left():
+    bench, collector = Bench(), Eager(max_items=10)
+    for _ in range(3):
+        bench.enter(collector)
+    bench.loop.turn()
+    while bench.loop.soon:
+        assert len(bench.loop.soon) == 1
+        bench.loop.turn()
+    assert not collector.is_anyone_waiting
+    assert collector.num_dispatches == 3
+
+
+def test_what_is_pushed_while_a_dispatch_is_due_does_not_make_two_of_them():
+    bench, collector = Bench(), Eager(max_items=10)
+    for _ in range(2):
+        bench.enter(collector)
+    bench.loop.turn()
+    bench.enter(collector)
+    bench.loop.turn()
+    assert collector.num_dispatches == 3
+    assert len(bench.loop.soon) == 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.ingress.http_request import RequestHead, head, status_line
+from serve.ingress.http_request import HeadMemory, RequestHead, head, header_lines, status_line
 from serve.ingress.status import REASON_PHRASES
 
 
@@ -46,7 +46,7 @@ def test_an_unknown_status_still_has_a_valid_line():
 @pytest.mark.parametrize("keep_alive", [True, False])
 @pytest.mark.parametrize("headers", [(), (("x-request-id", "r1"), ("retry-after", "1"))])
 def test_a_head_ends_with_an_empty_line_and_says_whether_the_connection_stays(headers, keep_alive):
-    data = head(200, "application/json", 17, headers, keep_alive=keep_alive)
+    data = head(200, "application/json", 17, header_lines(headers), keep_alive=keep_alive)
     assert data.startswith(b"HTTP/1.1 200 OK\r\n")
     assert data.endswith(b"\r\n\r\n")
     assert data.count(b"\r\n\r\n") == 1
@@ -55,3 +55,65 @@ def test_a_head_ends_with_an_empty_line_and_says_whether_the_connection_stays(he
     assert (sent["content-type"], sent["content-length"]) == ("application/json", "17")
     assert ("connection" in sent) is not keep_alive
     assert {name: sent[name] for name, _ in headers} == dict(headers)
+
+
+def parsed(data: bytes) -> RequestHead:
+    """What a parser makes of `data`, one plain request."""
+    first, *lines = data.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    method, target, _ = first.split(b" ")
+    raw = [(name.lower(), value) for name, value in (line.split(b": ") for line in lines)]
+    return RequestHead(method, target, dict(raw), raw, True)
+
+
+ONE = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+
+
+def remembering(data: bytes) -> tuple[HeadMemory, RequestHead]:
+    memory, known = HeadMemory(), parsed(data)
+    memory.remember(data, known)
+    return memory, known
+
+
+def test_a_head_that_was_seen_before_is_not_parsed_again():
+    memory, known = remembering(ONE)
+    assert memory.find(ONE) == (known, b"abc")
+    assert memory.find(ONE[:-3] + b"xyz") == (known, b"xyz")
+    without_body = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
+    memory, known = remembering(without_body)
+    assert memory.find(without_body) == (known, b"")
+
+
+@pytest.mark.parametrize(
+    "data", [ONE[:-1], ONE + b"d", ONE + ONE, ONE[:20], b"", b"\r\n\r\n", ONE.lower(), b"\r\n" + ONE]
+)
+def test_what_is_not_exactly_one_request_of_a_known_head_is_left_to_the_parser(data):
+    assert remembering(ONE)[0].find(data) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ONE.replace(b"Content-Length: 3", b"Transfer-Encoding: chunked"),
+        ONE.replace(b"Host: a", b"Host: a\r\nExpect: 100-continue"),
+        ONE.replace(b"Content-Length: 3", b"Content-Length: 4"),
+        ONE.replace(b"Host: a", b"Host: a\r\nX: " + b"x" * 4096),
+    ],
+)
+def test_a_head_that_is_not_plain_or_too_long_is_not_remembered(data):
+    assert remembering(data)[0].find(data) is None
+
+
+def test_a_head_whose_lines_end_otherwise_than_the_parser_counted_is_not_remembered():
+    memory = HeadMemory()
+    memory.remember(ONE.replace(b"Host: a\r\n", b"Host: a\nB: b\r\n"), parsed(ONE))
+    memory.remember(ONE.replace(b"Host: a\r\n", b"Host: a\r\nB: b\r\n"), parsed(ONE))
+    assert memory._known == {}
+
+
+def test_the_memory_is_bounded():
+    memory = HeadMemory()
+    for i in range(2000):
+        data = ONE.replace(b"/a", b"/%d" % i)
+        memory.remember(data, parsed(data))
+    assert len(memory._known) <= 512
+    assert memory.find(data) is not None

@@ -37,7 +37,7 @@ OK = ("http", "/v1/fraud/score", "200")
 
 def record_some(metrics: Metrics) -> None:
     metrics.count_requests(*OK, n=10)
-    metrics.add_in_flight("http", 3)
+    metrics.in_flight("http")[0] += 3
     metrics.set_connections("http", 2)
     metrics.set_store_state("bytes_used", 100.0)
     pipeline = metrics.pipeline("fraud", ("score",), budget_ms=50, stage_budgets_ms={"score": 10})
