@@ -133,11 +133,12 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # An offer, which a server may leave unanswered (RFC 9110, 7.8): the request itself has been read.
+            # An offer, which a server may leave unanswered (RFC 9110, 7.8). The parser takes what follows the head for
+            # another protocol's, so a new one reads the request as if the offer had not been made.
+            head = self._head_without_offer()
             self._parser = httptools.HttpRequestParser(self)
-            rest = data[upgrade.args[0] :]
-            if rest and not self.is_closing:
-                self._feed(rest)
+            self._head_bytes = 0
+            self._feed(head + data[upgrade.args[0] :])
             return
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
@@ -208,7 +209,15 @@ class HttpConnection(asyncio.Protocol):
         if self._body_bytes > self._endpoint.limits.max_body_bytes:
             raise _Refused(self._too_large_body(f"more than {self._body_bytes} bytes"), 413, "body_size")
 
+    def _head_without_offer(self) -> bytes:
+        version = self._parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self._parser.get_method(), self._target, version)]
+        lines += [name + b": " + value for name, value in self._raw_headers if name != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
     def on_message_complete(self) -> None:
+        if self._parser.should_upgrade():
+            return
         self._is_parsing_head = True
         self._has_begun = False
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
