@@ -14,7 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import bodies, tools
 from benchmarks.generator import Load, write_bodies
 from benchmarks.history import feed
+from benchmarks.limit import bare_uvicorn
 from benchmarks.measure import Row, measure, save, show
 from benchmarks.plot import plot_fraud
 from benchmarks.server import HeadroomServer, Stretch
@@ -109,6 +110,14 @@ class Bench:
             "batch": [self.row(f"batches of 32, connections: {n}", self.batch(n)) for n in (1, 16)],
         }
 
+    def limit(self) -> Row:
+        """A uvicorn that does nothing, given the same requests."""
+        with bare_uvicorn(self.folder / "echo") as echo:
+            row = {"name": "bare uvicorn, connections: 64",
+                   **measure(echo, replace(self.unary(64), url=echo.ready_url))}  # fmt: skip
+        show(row)
+        return row
+
     def burst(self) -> Row:
         """10 000 transactions/s in batches of 32."""
         load = self.batch(64, BURST_PER_S / BATCH_ITEMS, self.plan.burst_s)
@@ -181,6 +190,7 @@ def measure_all(bench: Bench) -> Iterator[tuple[str, Any]]:
     best = {kind: max(closed[kind], key=lambda row: row["goodput_per_s"]) for kind in ("http", "batch")}
     capacity = {kind: row["ok_per_s"] for kind, row in best.items()}
     yield "closed_loop", closed
+    yield "bare_uvicorn", bench.limit()
     yield "capacity_per_s", capacity
     yield "burst", bench.burst()
     yield "curve", bench.curve(capacity)

@@ -1,4 +1,5 @@
 """How does one-row infer of one tree model compare with stock Ray Serve and MLServer, on the same machine at the same time?
+And with the limit, a uvicorn that does nothing?
 
 `fraud_xgboost` (300 trees, 25 features), one row a request, closed loop at 1, 16 and 64 connections. All servers run at
 once and take turns (A B C A B C …); figures are medians of three rounds. Over HTTP all get the same JSON bytes.
@@ -24,6 +25,7 @@ import yaml
 
 from benchmarks import bodies
 from benchmarks.generator import Load, write_bodies
+from benchmarks.limit import bare_uvicorn
 from benchmarks.measure import Row, measure, median_row, save, show
 from benchmarks.plot import plot_peers
 from benchmarks.server import RAY_ENVIRONMENT, HeadroomServer
@@ -102,6 +104,7 @@ def contestants(stack: ExitStack, folder: Path) -> dict[str, tuple[Subject, Load
     ray = stack.enter_context(ray_serve(folder / "ray_serve", next(bodies.infer_json(rows))))
     ml, ml_grpc = mlserver(folder / "mlserver")
     stack.enter_context(ml)
+    echo = stack.enter_context(bare_uvicorn(folder / "echo"))
     http = Load("", as_json, 1, 0, headers=JSON)
     grpc = Load("", as_grpc, 1, 0, protocol="grpc")
     return {
@@ -114,6 +117,7 @@ def contestants(stack: ExitStack, folder: Path) -> dict[str, tuple[Subject, Load
         "Ray Serve, HTTP": (ray, replace(http, url=ray.ready_url)),
         "MLServer, HTTP": (ml, replace(http, url=ml.ready_url.replace("/ready", "/infer"))),
         "MLServer, gRPC": (ml, replace(grpc, url=ml_grpc)),
+        "bare uvicorn, HTTP": (echo, replace(http, url=echo.ready_url)),
     }  # fmt: skip
 
 

@@ -27,7 +27,14 @@ Result = dict[str, Any]
 def fraud(result: Result) -> str:
     """One line per row measured by our generator."""
     closed = result["closed_loop"]
-    rows = [*closed["http"], *closed["grpc"], *closed["batch"], result["burst"], *result["overload"]]
+    rows = [
+        *closed["http"],
+        result["bare_uvicorn"],
+        *closed["grpc"],
+        *closed["batch"],
+        result["burst"],
+        *result["overload"],
+    ]
     head = ("load", "transactions/s", "p50 ms", "p99 ms", "refused", "server µs/request", "cores: server + generator")
     return _table(head, (_fraud_line(row) for row in rows))
 

@@ -11,24 +11,23 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from urllib.parse import unquote_to_bytes
 
 import orjson
-from msgspec import Struct
 
 from serve.batching.arrival import Answer, Arrival, Route
-from serve.budgets.deadline import NS_PER_MS, parse_timeout_ms, tightest
-from serve.context import Principal, RequestContext, RequestIds, TenantId, is_request_id, is_traceparent
+from serve.budgets.deadline import NS_PER_MS
+from serve.context import RequestIds
 from serve.errors import Cancelled, HeadroomError, InvalidInput, Overloaded
 from serve.ingress.admission import Admission
 from serve.ingress.gate import Gate
 from serve.ingress.http_asgi import AsgiApp, AsgiBridge
 from serve.ingress.http_connection import HttpConnection
+from serve.ingress.http_entry import Routes, Understood, context_of, limit_by_body, understand
 from serve.ingress.http_error import RenderedError
-from serve.ingress.http_request import HeadMemory, HttpRequest, RequestHead, head, header_lines
+from serve.ingress.http_request import HeadMemory, HttpRequest, head, header_lines
 from serve.ingress.ledger import Ledger, Settled
 from serve.ingress.status import error_body, http_status
 from serve.settings import Limits
@@ -37,26 +36,10 @@ log = logging.getLogger(__name__)
 
 _SWEEP_S = 0.5
 _DRAIN_IDLE_NS = 1_000_000_000
-_OTHER_BUDGET_MS = 60_000.0
 _BUSY_NS = 100_000_000
 """A loop that has read nothing for this long was asleep, and woke for what it reads now."""
 
-Routes = Mapping[tuple[bytes, bytes], Route]
-"""(method, exact target) → route."""
 Rendered = tuple[Answer, int, bytes, bool]
-
-
-class Understood(Struct, frozen=True, eq=False):
-    """What a request's head says: concluded once for all requests that share it, and while the routes are the same."""
-
-    routes: Routes
-    route: Route | None
-    budget_ms: float
-    request_id: str | None = None
-    traceparent: str | None = None
-    who: tuple[TenantId, Principal] | None = None
-    timeout_ms: float | None = None
-    error: HeadroomError | None = None
 
 
 class HttpListener:
@@ -215,10 +198,10 @@ class HttpListener:
         self._num_in_flight += 1
         understood: Understood | None = request.head.understood
         if understood is None or understood.routes is not self.routes:
-            understood = request.head.understood = self._understand(request.head)
+            understood = request.head.understood = understand(request.head, self.routes, self._admission)
         route = understood.route
-        context = request.context = self._context(request, understood)
-        error = understood.error or self._limit_by_body(request, understood, context)
+        context = request.context = context_of(request, understood, self._ids)
+        error = understood.error or limit_by_body(request, understood, context)
         if error is not None:
             self._answer_now(request, route, error)
         elif self._num_in_flight > self.limits.max_concurrent_requests:
@@ -230,48 +213,6 @@ class HttpListener:
         else:
             self._ledger.opened(1)
             self._gate.enter(Arrival(context, request, route, route.codec.count_items(request), self, request))
-
-    def _understand(self, request: RequestHead) -> Understood:
-        """By the exact target; a query or percent-encoding, which no usual client sends, costs a second look."""
-        route = self.routes.get((request.method, request.target))
-        if route is None and (b"?" in request.target or b"%" in request.target):
-            route = self.routes.get((request.method, unquote_to_bytes(request.path)))
-        budget_ms = _OTHER_BUDGET_MS if route is None else route.budget_ms
-        request_id, traceparent = request.header(b"x-request-id"), request.header(b"traceparent")
-        if request_id is not None and not is_request_id(request_id):
-            request_id = None
-        if traceparent is not None and not is_traceparent(traceparent):
-            traceparent = None
-        try:
-            who = self._admission.admit(request.header(b"host"), request.header(b"origin"))
-            timeout = request.header(b"x-request-timeout-ms")
-            timeout_ms = None if timeout is None else parse_timeout_ms(timeout)
-        except HeadroomError as error:
-            return Understood(self.routes, route, budget_ms, request_id, traceparent, error=error)
-        return Understood(self.routes, route, budget_ms, request_id, traceparent, who, timeout_ms)
-
-    def _context(self, request: HttpRequest, understood: Understood) -> RequestContext:
-        arrived_ns = request.arrived_ns
-        deadline = tightest(arrived_ns, understood.budget_ms, header_ms=understood.timeout_ms)
-        request_id = understood.request_id or self._ids.make()
-        if understood.who is None:
-            return RequestContext(request_id, deadline, arrived_ns, understood.traceparent)
-        return RequestContext(request_id, deadline, arrived_ns, understood.traceparent, *understood.who)
-
-    def _limit_by_body(
-        self, request: HttpRequest, understood: Understood, context: RequestContext
-    ) -> HeadroomError | None:
-        """Tightens the deadline by the limit that the body carries, if it does; or what is wrong with it."""
-        if understood.route is None:
-            return None
-        try:
-            timeout_us = understood.route.codec.timeout_us(request)
-        except HeadroomError as error:
-            return error
-        if timeout_us is not None:
-            context.deadline = tightest(request.arrived_ns, understood.budget_ms, header_ms=understood.timeout_ms,
-                                        oip_timeout_us=timeout_us)  # fmt: skip
-        return None
 
     # Answers
 

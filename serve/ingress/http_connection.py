@@ -50,27 +50,9 @@ class HttpConnection(asyncio.Protocol):
     """Belongs to the listener's event loop. One request is in flight at a time; pipelined ones wait, bounded."""
 
     __slots__ = (
-        "_body",
-        "_body_bytes",
-        "_endpoint",
-        "_expires_ns",
-        "_has_begun",
-        "_head_bytes",
-        "_headers",
-        "_is_parsing_head",
-        "_is_write_paused",
-        "_last_head",
-        "_parser",
-        "_raw_headers",
-        "_refused",
-        "_socket",
-        "_target",
-        "_waiting",
-        "current",
-        "is_closing",
-        "since_ns",
-        "transport",
-        "writable",
+        "_body", "_body_bytes", "_endpoint", "_expires_ns", "_has_begun", "_head_bytes", "_headers",
+        "_is_parsing_head", "_is_write_paused", "_last_head", "_parser", "_raw_headers", "_refused", "_socket",
+        "_target", "_waiting", "current", "is_closing", "since_ns", "transport", "writable",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint) -> None:
