@@ -136,16 +136,19 @@ class Replica:
             admission = Admission(settings.listen.host)
             http = HttpListener(name, [sockets[name]], routes, app, settings.limits, admission, ledger)
             self._listeners.append(http)
-        self._listeners.append(self._grpc_listener(view))
+        self._listeners.append(self._grpc_listener(view, repository))
         for listener in self._listeners:
             listener.start()
 
-    def _grpc_listener(self, view: View) -> GrpcListener:
+    def _grpc_listener(self, view: View, repository: Repository) -> GrpcListener:
         settings, services = self._settings, self._services.values()
         infer = {key: route for service in services for key, route in service.infer.items()}
-        unary: dict[str, RouteOf] = {MODEL_INFER: _infer_route(infer)}
+        unary: dict[str, RouteOf] = {MODEL_INFER: _infer_route(infer, repository)}
         for service in services:
             unary.update({path: _always(route) for path, route in service.grpc.items()})
+        if "fraud" in self._problems:
+            never = _never(f"pipeline fraud is not ready: {self._problems['fraud']}")
+            unary.update(dict.fromkeys((f"/{FRAUD_SERVICE}/Score", f"/{FRAUD_SERVICE}/ScoreBatch"), never))
         streams = {path: route for service in services for path, route in service.grpc_streams.items()}
         names = [OIP_SERVICE, *([FRAUD_SERVICE] if self._fraud is not None else [])]
         return GrpcListener(
@@ -167,11 +170,19 @@ def _always(route: Route) -> RouteOf:
     return lambda _: route
 
 
-def _infer_route(routes: Mapping[tuple[str, str], Route]) -> RouteOf:
+def _never(reason: str) -> RouteOf:
+    def route_of(_: bytes) -> Route:
+        raise NotReady(reason)
+
+    return route_of
+
+
+def _infer_route(routes: Mapping[tuple[str, str], Route], repository: Repository) -> RouteOf:
     def route_of(payload: bytes) -> Route:
         key = model_of(payload)
         route = routes.get(key)
         if route is None:
+            repository.model(*key)  # says why, where it knows the model
             raise unknown_model(*key)
         return route
 

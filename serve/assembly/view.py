@@ -105,6 +105,13 @@ class View:
         """`GET /metrics`: all replicas together."""
         return render(self._metrics.snapshot(), accept)
 
+    def why_closed(self, path: str) -> str | None:
+        """Why the pipeline that `path` belongs to cannot answer, where that is so."""
+        name = path.removeprefix("/v1/").partition("/")[0]
+        if name not in self._problems or not path.startswith("/v1/"):
+            return None
+        return f"pipeline {name} is not ready: {self._problems[name]}"
+
     def hot_paths(self) -> Mapping[str, str]:
         """Paths that are answered in batches, with the verb that is allowed."""
         return self._hot_paths

@@ -35,22 +35,22 @@ class Deadline(Struct, frozen=True, gc=False):
 
 
 def tightest(
-    now_ns: int,
-    budget_ms: float,
-    *,
-    header_ms: float | None = None,
-    grpc_remaining_s: float | None = None,
-    oip_timeout_us: int | None = None,
+    now_ns: int, budget_ms: float, *, header_ms: float | None = None, grpc_remaining_s: float | None = None
 ) -> Deadline:
-    """The deadline of a request that arrived at `now_ns`, from the sources that gave one."""
+    """The deadline of a request that arrived at `now_ns`, from what is known before its body is looked into."""
     limit_ns = int(budget_ms * NS_PER_MS)
     if header_ms is not None:
         limit_ns = min(limit_ns, int(header_ms * NS_PER_MS))
     if grpc_remaining_s is not None:
         limit_ns = min(limit_ns, int(grpc_remaining_s * 1e9))
-    if oip_timeout_us:
-        limit_ns = min(limit_ns, oip_timeout_us * 1000)
     return Deadline(now_ns + limit_ns)
+
+
+def limited(deadline: Deadline, arrived_ns: int, oip_timeout_us: int | None) -> Deadline:
+    """The deadline of a request whose body carries a limit of its own, where that is tighter."""
+    if not oip_timeout_us:
+        return deadline
+    return Deadline(min(deadline.at_ns, arrived_ns + oip_timeout_us * 1000))
 
 
 def parse_timeout_ms(text: str) -> float:

@@ -19,7 +19,7 @@ import grpc
 from grpc import aio
 
 from serve.batching.arrival import Answer, Arrival, Route
-from serve.budgets.deadline import parse_timeout_ms, tightest
+from serve.budgets.deadline import limited, parse_timeout_ms, tightest
 from serve.context import RequestContext, RequestIds, is_request_id, is_traceparent
 from serve.errors import HeadroomError, Internal, InvalidInput, Overloaded
 from serve.ingress.gate import Gate
@@ -134,16 +134,18 @@ class GrpcListener:
 
     async def answer_unary(self, route_of: RouteOf, payload: bytes, call: Any) -> bytes:
         """A call of a pipeline or model: waits for its batch."""
-        future: asyncio.Future[Answer] = self._loop.create_future()
         try:
-            arrival = self.admit(route_of(payload), payload, call, future)
+            route = route_of(payload)
+        except HeadroomError as error:
+            await self._refuse(call, payload, error)
+            raise AssertionError("abort raises") from None
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        arrival = self.admit(route, payload, call, future)
+        try:
             answer = await future
         except asyncio.CancelledError:
             arrival.context.cancelled = True
             raise
-        except HeadroomError as error:
-            await call.abort(_STATUS[grpc_status(error)], error.message, _error_metadata(error))
-            raise AssertionError("abort raises") from None
         trailing = _trailing(answer)
         if answer.encoded is None:
             assert answer.error is not None
@@ -160,56 +162,76 @@ class GrpcListener:
 
     async def answer_direct(self, path: str, payload: bytes, call: Any) -> bytes:
         """A call that no pipeline answers."""
-        arrived_ns = time.monotonic_ns()
         self._ledger.opened(1)
-        context = self._context(call, arrived_ns, _OTHER_BUDGET_MS, None)
-        error: HeadroomError | None = None
+        context, error = self._context(call, _OTHER_BUDGET_MS)
         body = b""
-        try:
-            body = self.direct[path](payload)
-        except HeadroomError as known:
-            error = known
-        except Exception:
-            log.exception("method failed", extra={"request_id": context.request_id})
-            error = Internal()
-        code = 0 if error is None else grpc_status(error)
-        kind = None if error is None else error.kind
-        label = path.rpartition("/")[2]
-        self._ledger.record_other(context, label, code, len(payload), len(body), time.monotonic_ns(), kind)
-        if error is not None:
-            await call.abort(_STATUS[code], error.message, (("x-request-id", context.request_id),))
-        call.set_trailing_metadata((("x-request-id", context.request_id),))
+        if error is None:
+            try:
+                body = self.direct[path](payload)
+            except HeadroomError as known:
+                error = known
+            except Exception:
+                log.exception("method failed", extra={"request_id": context.request_id})
+                error = Internal()
+        await self._end_direct(call, path.rpartition("/")[2], payload, body, context, error)
         return body
 
+    async def _refuse(self, call: Any, payload: bytes, error: HeadroomError) -> None:
+        """A call that has no route."""
+        self._ledger.opened(1)
+        context, _ = self._context(call, _OTHER_BUDGET_MS)
+        await self._end_direct(call, "no_route", payload, b"", context, error)
+
+    async def _end_direct(
+        self, call: Any, label: str, payload: bytes, body: bytes, context: RequestContext, error: HeadroomError | None
+    ) -> None:
+        code = 0 if error is None else grpc_status(error)
+        kind = None if error is None else error.kind
+        self._ledger.record_other(context, label, code, len(payload), len(body), time.monotonic_ns(), kind)
+        request_id = (("x-request-id", context.request_id),)
+        if error is not None:
+            await call.abort(_STATUS[code], error.message, request_id + _error_metadata(error))
+        call.set_trailing_metadata(request_id)
+
     def admit(self, route: Route, payload: bytes, call: Any, token: Any) -> Arrival:
-        """Makes the arrival and pushes it with this turn's others. Raises HeadroomError for what may not come in."""
-        context = self._context(call, time.monotonic_ns(), route.budget_ms, route.codec.timeout_us(payload))
+        """Makes the arrival and pushes it with this turn's others; what may not come in is answered why."""
+        context, error = self._context(call, route.budget_ms)
+        if error is None:
+            try:
+                timeout_us = route.codec.timeout_us(payload)
+                context.deadline = limited(context.deadline, context.arrived_ns, timeout_us)
+            except HeadroomError as known:
+                error = known
         arrival = Arrival(context, payload, route, route.codec.count_items(payload), self, token)
         self._ledger.opened(1)
         self._num_in_flight += 1
-        if self._num_in_flight > self.limits.max_concurrent_requests:
+        if error is None and self._num_in_flight > self.limits.max_concurrent_requests:
             text = f"{self.limits.max_concurrent_requests} requests are in flight, which are allowed; retry later"
-            self._loop.call_soon(self._resolve, [Answer(arrival, None, Overloaded(text, reason="concurrency"))])
-            return arrival
-        self._gate.enter(arrival)
+            error = Overloaded(text, reason="concurrency")
+            self._ledger.metrics.count_rejections("grpc", "concurrency")
+        if error is None:
+            self._gate.enter(arrival)
+        else:
+            self._loop.call_soon(self._resolve, [Answer(arrival, None, error)])
         return arrival
 
-    def _context(self, call: Any, arrived_ns: int, budget_ms: float, timeout_us: int | None) -> RequestContext:
+    def _context(self, call: Any, budget_ms: float) -> tuple[RequestContext, HeadroomError | None]:
+        """The call's context, and what is wrong with its metadata, if anything is."""
+        arrived_ns = time.monotonic_ns()
         metadata = dict(call.invocation_metadata() or ())
         header = metadata.get("x-request-timeout-ms")
-        deadline = tightest(
-            arrived_ns,
-            budget_ms,
-            header_ms=None if header is None else parse_timeout_ms(header),
-            grpc_remaining_s=call.time_remaining(),
-            oip_timeout_us=timeout_us,
-        )
+        header_ms, error = None, None
+        try:
+            header_ms = None if header is None else parse_timeout_ms(header)
+        except HeadroomError as known:
+            error = known
+        deadline = tightest(arrived_ns, budget_ms, header_ms=header_ms, grpc_remaining_s=call.time_remaining())
         given_id = metadata.get("x-request-id")
         request_id = given_id if given_id is not None and is_request_id(given_id) else self._ids.make()
         traceparent = metadata.get("traceparent")
         if traceparent is not None and not is_traceparent(traceparent):
             traceparent = None
-        return RequestContext(request_id, deadline, arrived_ns, traceparent)
+        return RequestContext(request_id, deadline, arrived_ns, traceparent), error
 
     def _resolve(self, answers: Sequence[Answer]) -> None:
         """In the loop's thread: hands over what is still waited for. Deadline, departure and result meet here."""

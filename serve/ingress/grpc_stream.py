@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 from serve.batching.arrival import Answer, Arrival, Route, StreamCodec
-from serve.errors import HeadroomError
 
 Admit = Callable[[bytes, Any, Any], Arrival]
 
@@ -44,10 +43,7 @@ class ScoreStream:
         try:
             async for payload in messages:
                 await self._room.acquire()
-                try:
-                    self._waiting.add(admit(payload, self._call, self))
-                except HeadroomError as error:
-                    self._answers.put_nowait(self._codec.encode_error(payload, error).body)
+                self._waiting.add(admit(payload, self._call, self))
         finally:
             self._has_read_all = True
             self._end_if_done()

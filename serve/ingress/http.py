@@ -201,10 +201,11 @@ class HttpListener:
             understood = request.head.understood = understand(request.head, self.routes, self._admission)
         route = understood.route
         context = request.context = context_of(request, understood, self._ids)
-        error = understood.error or limit_by_body(request, understood, context)
+        error = understood.error or limit_by_body(request, route, context)
         if error is not None:
             self._answer_now(request, route, error)
         elif self._num_in_flight > self.limits.max_concurrent_requests:
+            self._ledger.metrics.count_rejections(self._name, "concurrency")
             text = f"{self.limits.max_concurrent_requests} requests are in flight, which are allowed; retry later"
             self._answer_now(request, route, Overloaded(text, reason="concurrency"))
         elif route is None:

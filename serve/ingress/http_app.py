@@ -49,6 +49,10 @@ class ServerView(Protocol):
 
     def metrics_text(self, accept: str) -> tuple[bytes, str]: ...
 
+    def why_closed(self, path: str) -> str | None:
+        """Why the pipeline that `path` belongs to cannot answer, where that is so."""
+        ...
+
     def hot_paths(self) -> Mapping[str, str]: ...
 
 
@@ -74,7 +78,7 @@ def main_app(view: ServerView) -> Starlette:
             ("GET", base + "/ready", _model_ready(view)),
             ("POST", base + "/infer", _unknown_model(view)),
         ]
-    return _application(handlers, view.hot_paths)
+    return _application(handlers, view.hot_paths, view.why_closed)
 
 
 def metrics_app(view: ServerView) -> Starlette:
@@ -84,10 +88,14 @@ def metrics_app(view: ServerView) -> Starlette:
         body, content_type = view.metrics_text(request.headers.get("accept", ""))
         return Response(body, media_type=content_type)
 
-    return _application([("GET", "/metrics", metrics)], dict)
+    return _application([("GET", "/metrics", metrics)], dict, lambda path: None)
 
 
-def _application(handlers: list[tuple[str, str, Handler]], hot_paths: Callable[[], Mapping[str, str]]) -> Starlette:
+def _application(
+    handlers: list[tuple[str, str, Handler]],
+    hot_paths: Callable[[], Mapping[str, str]],
+    why_closed: Callable[[str], str | None],
+) -> Starlette:
     routes = [StarletteRoute(path, _labelled(path, handler), methods=[method]) for method, path, handler in handlers]
 
     async def on_http_error(request: Request, error: Exception) -> Response:
@@ -96,6 +104,8 @@ def _application(handlers: list[tuple[str, str, Handler]], hot_paths: Callable[[
         if error.status_code == 404 and allowed is not None:
             text = f"{request.method} is not allowed here; allowed: {allowed}"
             return _error_response(request, text, 405, {"allow": allowed})
+        if error.status_code == 404 and (reason := why_closed(request.url.path)) is not None:
+            return await on_known_error(request, NotReady(reason))
         if error.status_code == 404:
             return _error_response(request, f"no route {request.url.path[:200]!r}; see /docs", 404)
         return _error_response(request, f"{request.method} is not allowed here", error.status_code, error.headers)

@@ -21,6 +21,8 @@ from serve.ingress.http_request import HeadMemory, HttpRequest, RequestHead
 from serve.settings import Limits
 
 _MAX_PIPELINED = 32
+_FRAMING_PER_BYTE = 8
+"""Of a chunked body: a chunk of one byte has six bytes with its frame."""
 _LAST_DATA_RECV = slice(52, 56)
 """Of `struct tcp_info` (linux/tcp.h)."""
 _KERNEL_STEP_MS = 4
@@ -50,7 +52,7 @@ class HttpConnection(asyncio.Protocol):
     """Belongs to the listener's event loop. One request is in flight at a time; pipelined ones wait, bounded."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_endpoint", "_expires_ns", "_has_begun", "_head_bytes", "_headers",
+        "_all_body_bytes", "_body", "_body_bytes", "_endpoint", "_expires_ns", "_has_begun", "_head_bytes", "_headers",
         "_is_parsing_head", "_is_write_paused", "_last_head", "_parser", "_raw_headers", "_refused", "_socket",
         "_target", "_waiting", "current", "is_closing", "since_ns", "transport", "writable",
     )  # fmt: skip
@@ -63,7 +65,7 @@ class HttpConnection(asyncio.Protocol):
         self._raw_headers: list[tuple[bytes, bytes]] = []
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
-        self._body_bytes = 0
+        self._all_body_bytes = self._body_bytes = 0
         self._head_bytes = 0
         self._has_begun = False
         self._is_parsing_head = True
@@ -112,6 +114,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         self._head_bytes += len(data)
+        before = self._all_body_bytes
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -131,9 +134,12 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse(_Refused(InvalidInput("the request is not valid HTTP/1.1"), 400, "malformed"))
             return
-        if not (self._has_begun and self._is_parsing_head):
+        if not self._has_begun:
             self._head_bytes = 0
-        elif self._head_bytes > self._endpoint.limits.max_header_bytes:
+        elif not self._is_parsing_head:
+            # What is neither head nor body: a chunked body's framing, in proportion to it, and what follows it.
+            self._head_bytes -= min(self._head_bytes, _FRAMING_PER_BYTE * (self._all_body_bytes - before))
+        if self._head_bytes > self._endpoint.limits.max_header_bytes:
             self._refuse(_Refused(self._too_large_header(), 431, "header_size"))
 
     def pause_writing(self) -> None:
@@ -188,6 +194,7 @@ class HttpConnection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
         self._body_bytes += len(body)
+        self._all_body_bytes += len(body)
         if self._body_bytes > self._endpoint.limits.max_body_bytes:
             raise _Refused(self._too_large_body(f"more than {self._body_bytes} bytes"), 413, "body_size")
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 from msgspec import Struct
 
 from serve.batching.arrival import Route
-from serve.budgets.deadline import parse_timeout_ms, tightest
+from serve.budgets.deadline import limited, parse_timeout_ms, tightest
 from serve.context import Principal, RequestContext, RequestIds, TenantId, is_request_id, is_traceparent
 from serve.errors import HeadroomError
 from serve.ingress.admission import Admission
@@ -67,16 +67,13 @@ def context_of(request: HttpRequest, understood: Understood, ids: RequestIds) ->
     return RequestContext(request_id, deadline, arrived_ns, understood.traceparent, *understood.who)
 
 
-def limit_by_body(request: HttpRequest, understood: Understood, context: RequestContext) -> HeadroomError | None:
+def limit_by_body(request: HttpRequest, route: Route | None, context: RequestContext) -> HeadroomError | None:
     """Tightens the deadline by the limit that the body carries, if it carries one; gives what is wrong with it."""
-    if understood.route is None:
+    if route is None:
         return None
     try:
-        timeout_us = understood.route.codec.timeout_us(request)
+        timeout_us = route.codec.timeout_us(request)
     except HeadroomError as error:
         return error
-    if timeout_us is not None:
-        context.deadline = tightest(
-            request.arrived_ns, understood.budget_ms, header_ms=understood.timeout_ms, oip_timeout_us=timeout_us
-        )
+    context.deadline = limited(context.deadline, request.arrived_ns, timeout_us)
     return None

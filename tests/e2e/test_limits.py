@@ -27,7 +27,7 @@ MAX_CONNECTIONS = 16
 MAX_CONCURRENT = 4
 TIMEOUT_S = 1.0
 IDLE_S = 2.0
-AGE_S = 3.0
+AGE_S = 10.0
 SLACK_S = 3.0
 """Connections are looked over twice a second; the machine may be busy."""
 SCORE = "/v1/fraud/score"

@@ -5,6 +5,7 @@ HTTP bodies and gRPC messages enter; what the endpoint's `InferEndpoint` makes o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 from serve.backends.base import ModelSpec
 from serve.batching.arrival import Decoded, Encoded
 from serve.batching.outcome import Outcome
-from serve.errors import HeadroomError, InvalidInput, NotFound
+from serve.errors import DeadlineExceeded, HeadroomError, InvalidInput, NotFound
 from serve.ingress.http_request import HttpRequest
 from serve.ingress.wire import oip_grpc, oip_http
 from serve.ingress.wire.content_encoding import chosen_encoding, compress, decompress
@@ -82,19 +83,20 @@ class HttpInferCodec:
 
     def timeout_us(self, payload: HttpRequest) -> int | None:
         """The `timeout` parameter. A cheap look, and a real one only where the word occurs before the tensors."""
-        body = payload.body[: _header_length(payload) or len(payload.body)]
-        if b'"timeout"' not in body:
-            return None
-        try:
-            timeout_us = msgspec.json.decode(body, type=_Head).parameters.get("timeout")
-        except Undecodable:
-            return None
-        return timeout_us if type(timeout_us) is int and timeout_us > 0 else None
+        return _timeout_us(payload.body, _header_length(payload))
+
+    def _check_time(self, payload: HttpRequest, body: bytes | memoryview) -> None:
+        """The time limit inside a compressed body is seen too late for the deadline; what is past it stops here."""
+        timeout_us = _timeout_us(bytes(body), _header_length(payload))
+        if timeout_us is not None and time.monotonic_ns() > payload.arrived_ns + timeout_us * 1000:
+            raise DeadlineExceeded(f"no answer within the {timeout_us / 1000:.1f} ms allowed")
 
     def decode(self, payload: HttpRequest) -> Decoded:
         """Reads JSON or binary tensors, compressed or not."""
         encoding = payload.head.header(b"content-encoding") or ""
         body = decompress(payload.body, encoding, self._max_body_bytes)
+        if body is not payload.body:
+            self._check_time(payload, body)
         request = oip_http.decode_infer(body, _header_length(payload), self._model.spec)
         return Decoded(self._model.items(request), (request, payload.head.header(b"accept-encoding") or ""))
 
@@ -167,6 +169,17 @@ def _parse(payload: bytes) -> Any:
         return pb.ModelInferRequest.FromString(payload)
     except DecodeError:
         raise InvalidInput("the message is not a valid inference.ModelInferRequest") from None
+
+
+def _timeout_us(body: bytes, header_length: int | None) -> int | None:
+    body = body[: header_length or len(body)]
+    if b'"timeout"' not in body:
+        return None
+    try:
+        timeout_us = msgspec.json.decode(body, type=_Head).parameters.get("timeout")
+    except Undecodable:
+        return None
+    return timeout_us if type(timeout_us) is int and timeout_us > 0 else None
 
 
 def _header_length(payload: HttpRequest) -> int | None:

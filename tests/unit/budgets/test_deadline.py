@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.budgets.deadline import NS_PER_MS, Deadline, parse_timeout_ms, tightest
+from serve.budgets.deadline import NS_PER_MS, Deadline, limited, parse_timeout_ms, tightest
 from serve.errors import InvalidInput
 
 NOW_NS = 5 * 10**12
@@ -15,13 +15,9 @@ optional_ms = st.none() | st.floats(0.001, 3_600_000)
 
 @given(st.floats(0.001, 3_600_000), optional_ms, optional_ms, optional_ms)
 def test_the_tightest_source_wins_whichever_it_is(budget_ms, header_ms, grpc_ms, oip_ms):
-    deadline = tightest(
-        NOW_NS,
-        budget_ms,
-        header_ms=header_ms,
-        grpc_remaining_s=None if grpc_ms is None else grpc_ms / 1e3,
-        oip_timeout_us=None if oip_ms is None else max(1, int(oip_ms * 1e3)),
-    )
+    grpc_s = None if grpc_ms is None else grpc_ms / 1e3
+    deadline = tightest(NOW_NS, budget_ms, header_ms=header_ms, grpc_remaining_s=grpc_s)
+    deadline = limited(deadline, NOW_NS, None if oip_ms is None else max(1, int(oip_ms * 1e3)))
     given_ms = [ms for ms in (budget_ms, header_ms, grpc_ms, oip_ms) if ms is not None]
     assert deadline.remaining_ms(NOW_NS) == pytest.approx(min(given_ms), abs=0.0011)
     assert deadline.remaining_ns(NOW_NS) <= budget_ms * NS_PER_MS
@@ -31,16 +27,16 @@ def test_each_source_alone_tightens_the_budget():
     assert tightest(NOW_NS, 50).at_ns == NOW_NS + 50 * NS_PER_MS
     assert tightest(NOW_NS, 50, header_ms=20).at_ns == NOW_NS + 20 * NS_PER_MS
     assert tightest(NOW_NS, 50, grpc_remaining_s=0.03).at_ns == NOW_NS + 30 * NS_PER_MS
-    assert tightest(NOW_NS, 50, oip_timeout_us=40_000).at_ns == NOW_NS + 40 * NS_PER_MS
+    assert limited(tightest(NOW_NS, 50), NOW_NS, 40_000).at_ns == NOW_NS + 40 * NS_PER_MS
 
 
 def test_no_source_loosens_the_budget():
-    far = tightest(NOW_NS, 50, header_ms=1e6, grpc_remaining_s=1e6, oip_timeout_us=10**12)
+    far = limited(tightest(NOW_NS, 50, header_ms=1e6, grpc_remaining_s=1e6), NOW_NS, 10**12)
     assert far == tightest(NOW_NS, 50)
 
 
 def test_an_oip_timeout_of_zero_means_none():
-    assert tightest(NOW_NS, 50, oip_timeout_us=0) == tightest(NOW_NS, 50)
+    assert limited(tightest(NOW_NS, 50), NOW_NS, 0) == tightest(NOW_NS, 50)
 
 
 def test_a_grpc_deadline_that_has_passed_leaves_nothing():
