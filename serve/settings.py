@@ -154,8 +154,8 @@ def _must_be_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 class PipelineTunables(_Part):
     """What may change while the pipeline serves."""
 
-    wait_share: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Part of the time left that may be spent waiting, as predicted, before a request is refused early."""
+    wait_share: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Part of the time a request was given within which its answer must be predicted, or it is refused early."""
     max_batch_items: Annotated[int, Field(ge=1, le=65536)] | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def fraud_pipeline(settings: Settings, repository: Repository, metrics: Metrics)
             f"/{fraud_grpc.SERVICE}/ScoreBatch": maker.route(fraud_grpc.ScoreBatchCodec()),
         },
         grpc_streams={f"/{fraud_grpc.SERVICE}/ScoreStream": maker.route(fraud_grpc.ScoreStreamCodec())},
-        infer=infer, steps=(MODEL,), warm_up=lambda: flow.warm_up(lambda rows, took_ns: ladder.observe(0, rows, took_ns)),
+        infer=infer, steps=(MODEL,), warm_up=lambda: flow.warm_up(published.max_batch_items, partial(ladder.observe, 0)),
     )  # fmt: skip
     return FraudPipeline(service, flow, store, collector, metrics, published.max_batch_items)
 

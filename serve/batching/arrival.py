@@ -6,7 +6,7 @@ decode it, runs the flow and hands one `Answer` per arrival back to the listener
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -79,8 +79,11 @@ class Entrance(Protocol):
         """Takes in what fits and returns the rest, each with its named reason. Nothing runs before `dispatch`."""
         ...
 
-    def dispatch(self) -> bool:
-        """Has what was pushed run: here and now, if that is short, or by a runner's thread. Whether to call again."""
+    def dispatch(self, again: Callable[[], None] | None) -> bool:
+        """Has what was pushed run: on this thread if that is short, or on a runner's. Whether to call again.
+
+        `again` has this thread call once more, whichever thread it is called from; without it nothing runs here.
+        """
         ...
 
 

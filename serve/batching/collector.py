@@ -7,7 +7,7 @@ whatever arrived while the last batch ran is the next one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from serve.batching.arrival import Arrival
 from serve.errors import NotReady, Overloaded
@@ -23,13 +23,13 @@ class Collector:
     would make every answer late by a little, and all of them useless.
     """
 
-    def __init__(self, name: str, *, max_items: int, share: float = 0.6) -> None:
+    def __init__(self, name: str, *, max_items: int, share: float = 0.7) -> None:
         self.name = name
         self.max_items = max_items
         self.share = share
         self.num_items = 0
         self._ns_per_item = 0.0
-        self._batch_ns = 0
+        self._batch_items = 0
         self._waiting: list[Arrival] = []
         self._is_closed = False
         self._wake = threading.Condition(threading.Lock())
@@ -62,9 +62,9 @@ class Collector:
         return refused
 
     def _planned_ns(self, waited_ns: int) -> float:
-        """From arrival to answer, as predicted; 0 where nobody is ahead: an idle server tries."""
+        """From arrival to answer, as predicted; where nobody is ahead, what it has waited: an idle server tries."""
         ahead = self.num_items
-        return waited_ns + ahead * self._ns_per_item + self._batch_ns if ahead else 0
+        return waited_ns + (ahead + min(ahead, self._batch_items)) * self._ns_per_item
 
     def _too_late(self, planned_ns: float, allowed_ns: int) -> Overloaded:
         return Overloaded(
@@ -84,7 +84,7 @@ class Collector:
             retry_after_ms=self._retry_after_ms(ahead),
         )
 
-    def dispatch(self) -> bool:
+    def dispatch(self, again: Callable[[], None] | None = None) -> bool:
         """Wakes a taker, if one is idle; the others look by themselves. Never asks to be called again."""
         with self._wake:
             if self._num_takers_idle and self._waiting:
@@ -124,12 +124,12 @@ class Collector:
             taken, self._waiting = self._waiting, []
             return taken
 
-    def done(self, num_items: int, batch_ns: int = 0, batch_items: int = 0) -> None:
-        """Frees the room of `num_items`; a full batch, of `batch_items`, is now predicted to take `batch_ns`."""
+    def done(self, num_items: int, ns_per_item: float = 0.0, batch_items: int = 0) -> None:
+        """Frees the room of `num_items`; an item now costs `ns_per_item`, and waits for its batch of `batch_items`."""
         with self._wake:
             self.num_items -= num_items
             if batch_items:
-                self._batch_ns, self._ns_per_item = batch_ns, batch_ns / batch_items
+                self._ns_per_item, self._batch_items = ns_per_item, batch_items
 
     def close(self) -> None:
         """Refuses further pushes; takers get what is left, then None."""

@@ -12,14 +12,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serve.batching.arrival import Answer, Arrival, Decoded, Listener
 from serve.batching.collector import Collector
-from serve.batching.forming import form
+from serve.batching.forming import Formed, form
 from serve.batching.outcome import Outcome
+from serve.budgets.estimate import BatchEstimate
 from serve.budgets.ladder import Ladder
 from serve.budgets.timings import Timings, server_timing
 from serve.errors import HeadroomError, Internal, NotReady, Overloaded
@@ -47,10 +48,15 @@ class Flow(Protocol):
         ...
 
 
-_MAX_HERE_NS = 5_000_000
+_MAX_HERE_NS = 8_000_000
 """For how long, as predicted, a batch may keep a listener's thread from its sockets and timers."""
 
+_TRIAL_EVERY = 16
 _PACE_WEIGHT = 0.1
+_MAX_STRETCH = 1.5
+"""How much of a cycle beyond the batch itself counts. All of it would feed on itself: who is refused and comes back at
+once makes cycles longer, and longer cycles refuse more.
+"""
 
 
 class Runner:
@@ -75,11 +81,18 @@ class Runner:
         self._flow = flow
         self._ladder = ladder
         self._metrics = metrics
-        self._pace = 1.0
-        """How many times its own time passes per batch while others wait: a listener reads and refuses in between."""
+        self._ns_per_item = 0.0
+        """What an item costs while others wait, with all that a listener reads and refuses in between."""
         self._kept_waiting_ns = 0
         """Since when somebody has waited for the next batch; 0 if nobody does."""
+        self._num_here = 0
+        self._cpu_time = BatchEstimate(q=0.5)
+        """Of the thread that ran it: what a batch takes by the clock grows with whoever else wants the interpreter, and
+        would keep batches on another thread because they are on another thread.
+        """
         self._runs_here = max_batches_in_flight == 1
+        self._again: Callable[[], None] | None = None
+        """Has the listener that left a long batch to the thread dispatch once more; belongs to the turn's holder."""
         self._turn = threading.Lock()  # whose holder runs batches, where one is in flight at a time
         self._threads = [
             threading.Thread(target=self._loop, name=f"runner-{collector.name}-{i}", daemon=True)
@@ -102,9 +115,9 @@ class Runner:
         """Takes in what fits and returns the rest, each with its named reason."""
         return self.collector.push(arrivals, now_ns)
 
-    def dispatch(self) -> bool:
+    def dispatch(self, again: Callable[[], None] | None) -> bool:
         """Runs one batch here and now if it is predicted to be short, or wakes a thread; whether to call again."""
-        if self._runs_here and self._turn.acquire(blocking=False):
+        if again is not None and self._runs_here and self._turn.acquire(blocking=False):
             try:
                 waiting = self.collector.take_now()
                 if not waiting:
@@ -114,15 +127,21 @@ class Runner:
                     self.collector.put_back(self._step_safely(waiting, max_items))
                     return self.collector.is_anyone_waiting
                 self.collector.put_back(waiting)
+                self._again = again
             finally:
                 self._turn.release()
         return self.collector.dispatch()
 
     def _max_items_here(self) -> int:
-        """The largest batch that is predicted to be short; 0 if none is."""
+        """The largest batch that is predicted to be short; 0 if none is. Now and then twice that, up to the largest
+        allowed: a prediction that keeps batches from running would never be corrected.
+        """
         items = self.max_batch_items
-        while items and self._ladder.predict_ns(0, items) > _MAX_HERE_NS:
+        while items and self._cpu_time.predict_ns(items) > _MAX_HERE_NS:
             items //= 2
+        self._num_here += 1
+        if self._num_here % _TRIAL_EVERY == 0:
+            items = min(max(1, 2 * items), self.max_batch_items)
         return items
 
     def _loop(self) -> None:
@@ -132,12 +151,17 @@ class Runner:
                 continue
             with self._turn:
                 self._run_all(waiting)
+                again, self._again = self._again, None
+            if again is not None:
+                again()
 
     def _run_all(self, waiting: list[Arrival]) -> None:
+        """All that waits, or up to where it is short enough for the listener that had this thread woken."""
         while waiting:
-            waiting = self._step_safely(waiting, self.max_batch_items)
-            if waiting:
-                waiting += self.collector.take_now()
+            waiting = self._step_safely(waiting, self.max_batch_items) + self.collector.take_now()
+            if waiting and self._again is not None and waiting[0].items <= self._max_items_here():
+                self.collector.put_back(waiting)
+                return
 
     def _step_safely(self, waiting: list[Arrival], max_items: int) -> list[Arrival]:
         try:
@@ -157,20 +181,29 @@ class Runner:
             _reply([self._refusal(a, now_ns) for a in formed.refused])
         if formed.run:
             num_items = formed.num_items
+            began_cpu_ns = time.thread_time_ns()
             if self._run(formed.run, formed.rung, now_ns):
                 self._ladder.observe(formed.rung, num_items, time.monotonic_ns() - now_ns)
+                self._cpu_time.observe(num_items, time.thread_time_ns() - began_cpu_ns)
             self._metrics.observe_batch(num_items)
             gone += num_items
-        self._observe_pace(now_ns, formed.later)
-        self.collector.done(gone, int(self._pace * self._ladder.predict_ns(0, max_items)), max_items)
+        self._observe_pace(now_ns, formed)
+        self.collector.done(gone, self._ns_per_item, max_items)
         self._metrics.set_queue(self.collector.num_items)
         return formed.later
 
-    def _observe_pace(self, began_ns: int, later: list[Arrival]) -> None:
+    def _observe_pace(self, began_ns: int, formed: Formed) -> None:
+        """Follows the mean: a queue's wait is the sum of many batches. A batch that nobody waited for can only show that
+        an item costs less, because small batches cost more per item than those of a queue.
+        """
         ended_ns = time.monotonic_ns()
         cycle_ns = ended_ns - (self._kept_waiting_ns or began_ns)
-        self._pace += _PACE_WEIGHT * (cycle_ns / max(1, ended_ns - began_ns) - self._pace)
-        self._kept_waiting_ns = ended_ns if later or self.collector.is_anyone_waiting else 0
+        took_ns = min(cycle_ns, _MAX_STRETCH * (ended_ns - began_ns)) / max(1, formed.num_items)
+        if not self._ns_per_item:
+            self._ns_per_item = took_ns
+        elif formed.run and (self._kept_waiting_ns or took_ns < self._ns_per_item):
+            self._ns_per_item += _PACE_WEIGHT * (took_ns - self._ns_per_item)
+        self._kept_waiting_ns = ended_ns if formed.later or self.collector.is_anyone_waiting else 0
 
     def _refusal(self, arrival: Arrival, now_ns: int) -> Answer:
         left_ms = arrival.context.deadline.remaining_ms(now_ns)

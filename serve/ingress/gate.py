@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 from serve.batching.arrival import Answer, Arrival, Entrance, Route
 from serve.budgets.wheel import TimingWheel
@@ -20,9 +22,14 @@ AnswerNow = Callable[[Sequence[Answer]], None]
 
 
 class Gate:
-    """`answer` is called, in the loop's thread, with what is refused or late; late ones may be answered already."""
+    """`answer` is called, in the loop's thread, with what is refused or late; late ones may be answered already.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, answer: AnswerNow) -> None:
+    `may_run_here` is for loops that read everything that has arrived before they turn: one that is woken for each
+    request by itself would run batches of one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, answer: AnswerNow, *, may_run_here: bool) -> None:
+        self._may_run_here = may_run_here
         self._loop = loop
         self._answer = answer
         self._pushed: dict[int, tuple[Route, list[Arrival]]] = {}
@@ -58,9 +65,14 @@ class Gate:
     def _dispatch(self, entrance: Entrance) -> None:
         """One batch a turn, so that sockets are read and deadlines kept between two."""
         self._to_dispatch.discard(id(entrance))
-        if entrance.dispatch():
+        if entrance.dispatch(partial(self._dispatch_later, entrance) if self._may_run_here else None):
             self._to_dispatch.add(id(entrance))
             self._loop.call_soon(self._dispatch, entrance)
+
+    def _dispatch_later(self, entrance: Entrance) -> None:
+        """From any thread."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._dispatch, entrance)
 
     def _await(self, pushed: list[Arrival], refused: set[int]) -> None:
         """Files the deadlines of what was taken in."""

@@ -86,10 +86,7 @@ class GrpcListener:
             self._thread.join(timeout=5)
 
     def reply(self, answers: Sequence[Answer]) -> None:
-        """At most one wake-up per batch."""
-        if threading.get_ident() == self._thread.ident:
-            self._resolve(answers)
-            return
+        """One wake-up per batch."""
         with suppress(RuntimeError):  # the loop has ended: nobody waits for these any more
             self._loop.call_soon_threadsafe(self._resolve, answers)
 
@@ -97,7 +94,7 @@ class GrpcListener:
 
     def _serve(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._gate = Gate(self._loop, self._resolve)
+        self._gate = Gate(self._loop, self._resolve, may_run_here=False)
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._open())

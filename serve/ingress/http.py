@@ -110,7 +110,7 @@ class HttpListener:
         import uvloop
 
         self._loop = uvloop.new_event_loop()
-        self._gate = Gate(self._loop, self._answer)
+        self._gate = Gate(self._loop, self._answer, may_run_here=True)
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._open())

@@ -107,13 +107,14 @@ class FraudFlow:
         timings.end("decide")
         return [errors[i] if i in errors else decisions[rows_of[items[i].transaction_id]] for i in range(len(items))]
 
-    def warm_up(self, observe: Callable[[int, int], None]) -> None:
+    def warm_up(self, max_rows: int, observe: Callable[[int, int], None]) -> None:
         """Runs everything but the recording, on transactions of nobody, so that no request pays for compilation.
 
-        `observe` is given the rows and nanoseconds of each run after the first.
+        `observe` is given the rows, at most `max_rows`, and nanoseconds of each run after the first. Sizes that never
+        run would never be corrected: recording is not in these times.
         """
-        self._warm_up(_WARM_UP_ROWS[-1])
-        for n in _WARM_UP_ROWS:
+        self._warm_up(max_rows)
+        for n in sorted({min(n, max_rows) for n in _WARM_UP_ROWS}):
             began_ns = time.monotonic_ns()
             self._warm_up(n)
             observe(n, time.monotonic_ns() - began_ns)

@@ -59,7 +59,7 @@ def test_an_arrival_larger_than_the_bound_enters_when_nothing_else_is_there():
 
 def test_a_request_is_refused_early_when_its_answer_is_predicted_after_its_share_of_the_time_allowed():
     collector = Collector("p", max_items=100, share=0.5)
-    collector.done(0, 2 * MS, 2)
+    collector.done(0, MS, 2)
     collector.push([arrival(8)], 0)
     assert collector.push([arrival(left_ns=20 * MS)], 0) == []  # 8 ms ahead and a batch of 2 ms: half of 20 ms
     [(_, reason)] = collector.push([arrival(left_ns=20 * MS)], 0)  # 9 ms ahead
@@ -72,7 +72,7 @@ def test_a_request_is_refused_early_when_its_answer_is_predicted_after_its_share
 
 def test_what_a_request_has_waited_before_it_was_read_counts():
     collector = Collector("p", max_items=100, share=0.5)
-    collector.done(0, 2 * MS, 2)
+    collector.done(0, MS, 2)
     collector.push([arrival(4)], 0)
     assert collector.push([arrival(left_ns=20 * MS)], 4 * MS) == []
     [(_, reason)] = collector.push([arrival(left_ns=20 * MS)], 5 * MS)
@@ -82,7 +82,7 @@ def test_what_a_request_has_waited_before_it_was_read_counts():
 
 def test_requests_that_were_given_the_same_time_share_one_refusal():
     collector = Collector("p", max_items=100, share=0.5)
-    collector.done(0, 2 * MS, 2)
+    collector.done(0, MS, 2)
     collector.push([arrival(50)], 0)
     one, two, other = (reason for _, reason in collector.push([arrival(left_ns=ms * MS) for ms in (20, 20, 30)], 0))
     assert one is two

@@ -19,7 +19,7 @@ from serve.batching.runner import Batch, run_isolated
 from serve.budgets.ladder import Ladder, Rung
 from serve.budgets.timings import Timings
 from serve.errors import DeadlineExceeded, HeadroomError, Internal, InvalidInput, Overloaded
-from tests.unit.batching.cases import FAR_NS, MS, CallFlow, LinearLadder, ListCodec, RecordingListener, RunnerBench
+from tests.unit.batching.cases import FAR_NS, MS, CallFlow, ListCodec, RecordingListener, RunnerBench
 
 WAIT_S = 10.0
 BAD = "bad"
@@ -226,12 +226,22 @@ def test_more_than_a_batch_holds_waits_for_the_next():
 # On the caller's thread
 
 
+def nothing() -> None:
+    """For dispatches that no thread has to repeat."""
+
+
+def take_ms_per_item(bench: RunnerBench, ms: int) -> None:
+    """Has the runner believe that its batches take that long."""
+    for items in (1, 2, 4, 8):
+        bench.runner._cpu_time.observe(items, items * ms * MS)
+
+
 def test_a_short_batch_runs_on_the_thread_that_dispatches_it():
     threads = []
     bench = RunnerBench(CallFlow(lambda items, batch: threads.append(threading.current_thread()) or list(items)))
     bench.runner.start()
     bench.arrive(["a"], ["b"])
-    assert bench.runner.dispatch() is False
+    assert bench.runner.dispatch(nothing) is False
     bench.runner.stop(WAIT_S)
     assert threads == [threading.current_thread()]
     assert bench.bodies() == [b"a", b"b"]
@@ -241,17 +251,18 @@ def test_a_short_batch_runs_on_the_thread_that_dispatches_it():
 def test_one_batch_runs_at_a_time_and_the_caller_is_asked_to_come_again():
     bench = RunnerBench(max_batch_items=2)
     bench.arrive(["a"], ["b"], ["c"])
-    assert bench.runner.dispatch() is True
+    assert bench.runner.dispatch(nothing) is True
     assert bench.bodies() == [b"a", b"b"]
-    assert bench.runner.dispatch() is False
+    assert bench.runner.dispatch(nothing) is False
     assert bench.bodies() == [b"a", b"b", b"c"]
     assert bench.collector.num_items == 0
 
 
 def test_a_batch_here_is_no_larger_than_is_predicted_to_be_short():
-    bench = RunnerBench(ladder=LinearLadder(1.0, fixed_ns=0, item_ns=2 * MS), max_batch_items=8)
+    bench = RunnerBench(max_batch_items=8)
+    take_ms_per_item(bench, 3)
     bench.arrive(*[[str(i)] for i in range(5)])
-    while bench.runner.dispatch():
+    while bench.runner.dispatch(nothing):
         pass
     assert [len(batch) for batch in bench.flow.batches] == [2, 2, 1]
 
@@ -259,10 +270,11 @@ def test_a_batch_here_is_no_larger_than_is_predicted_to_be_short():
 def test_a_long_batch_is_left_to_the_runner_s_thread():
     threads = []
     flow = CallFlow(lambda items, batch: threads.append(threading.current_thread()) or list(items))
-    bench = RunnerBench(flow, LinearLadder(1.0, fixed_ns=0, item_ns=2 * MS))
+    bench = RunnerBench(flow)
+    take_ms_per_item(bench, 3)
     bench.runner.start()
     bench.arrive(["a", "b", "c"])
-    assert bench.runner.dispatch() is False
+    assert bench.runner.dispatch(nothing) is False
     bench.runner.stop(WAIT_S)
     assert bench.bodies() == [b"a,b,c"]
     assert threads != [threading.current_thread()]
@@ -282,11 +294,35 @@ def test_what_is_pushed_while_another_thread_runs_a_batch_is_run_by_that_thread(
     bench.collector.dispatch()
     assert has_begun.wait(WAIT_S)
     bench.arrive(["b"])
-    assert bench.runner.dispatch() is False
+    assert bench.runner.dispatch(nothing) is False
     assert bench.bodies() == []
     may_end.set()
     bench.runner.stop(WAIT_S)
     assert bench.bodies() == [b"a", b"b"]
+
+
+def test_after_a_long_batch_the_thread_gives_short_ones_back_to_the_listener():
+    called = threading.Event()
+    bench = RunnerBench()
+    take_ms_per_item(bench, 3)
+    bench.runner.start()
+    bench.arrive(["a", "b", "c"], ["d"])
+    assert bench.runner.dispatch(called.set) is False
+    assert called.wait(WAIT_S)
+    bench.runner.dispatch(nothing)
+    bench.runner.stop(WAIT_S)
+    assert [body for body in bench.bodies() if body] == [b"a,b,c", b"d"]
+
+
+def test_a_caller_that_may_not_run_batches_has_a_thread_do_it():
+    threads = []
+    bench = RunnerBench(CallFlow(lambda items, batch: threads.append(threading.current_thread()) or list(items)))
+    bench.runner.start()
+    bench.arrive(["a"])
+    assert bench.runner.dispatch(None) is False
+    bench.runner.stop(WAIT_S)
+    assert bench.bodies() == [b"a"]
+    assert threads != [threading.current_thread()]
 
 
 def test_with_several_batches_in_flight_none_runs_on_the_caller_s_thread():
@@ -295,7 +331,7 @@ def test_with_several_batches_in_flight_none_runs_on_the_caller_s_thread():
     bench = RunnerBench(flow, max_batches_in_flight=2)
     bench.runner.start()
     bench.arrive(["a"])
-    assert bench.runner.dispatch() is False
+    assert bench.runner.dispatch(nothing) is False
     bench.runner.stop(WAIT_S)
     assert bench.bodies() == [b"a"]
     assert threads != [threading.current_thread()]
@@ -305,7 +341,7 @@ def test_a_bug_outside_the_flow_does_not_reach_the_thread_that_dispatches(caplog
     bench = RunnerBench()
     bench.metrics.observe_batch = None
     bench.arrive(["a"])
-    assert bench.runner.dispatch() is False
+    assert bench.runner.dispatch(nothing) is False
     assert "failed outside the flow" in caplog.text
     assert bench.collector.num_items == 0
 
@@ -318,7 +354,9 @@ class Minutes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, bench: RunnerBench) -> None:
         self._now_ns = time.monotonic_ns()
-        fake = SimpleNamespace(monotonic_ns=lambda: self._now_ns, monotonic=time.monotonic)
+        fake = SimpleNamespace(
+            monotonic_ns=lambda: self._now_ns, monotonic=time.monotonic, thread_time_ns=time.thread_time_ns
+        )
         monkeypatch.setattr("serve.batching.runner.time", fake)
         bench.clock = fake.monotonic_ns
         self._bench = bench

@@ -56,7 +56,7 @@ class Bench:
         self.loop = FakeLoop()
         self.answers: list[Answer] = []
         self.failure: Exception | None = None
-        self.gate = Gate(self.loop, self._answer)
+        self.gate = Gate(self.loop, self._answer, may_run_here=True)
 
     def _answer(self, answers: Sequence[Answer]) -> None:
         if self.failure is not None:
@@ -211,7 +211,8 @@ class Eager(CountingCollector):
 
     num_dispatches = 0
 
-    def dispatch(self) -> bool:
+    def dispatch(self, again: Callable[[], None] | None = None) -> bool:
+        assert again is not None
         self.num_dispatches += 1
         self.put_back(self.take_now()[1:])
         return self.is_anyone_waiting

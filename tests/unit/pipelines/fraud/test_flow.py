@@ -214,7 +214,7 @@ def test_the_first_batch_of_explanations_after_a_start_does_not_overrun_the_budg
     monkeypatch.setattr("serve.pipelines.fraud.flow.time", SimpleNamespace(monotonic_ns=lambda: clock.now_ns))
     bench = FlowBench(explain_budget_ns=12 * MS)
     bench.scorer.on_explain = lambda: setattr(clock, "now_ns", clock.now_ns + bench.scorer.explained[-1] * MS)
-    bench.flow.warm_up(lambda rows, took_ns: None)
+    bench.flow.warm_up(256, lambda rows, took_ns: None)
     bench.run(*[transaction(f"t{i}", 95) for i in range(1000)])
     assert bench.scorer.explained[-1] <= 13
 
@@ -294,7 +294,7 @@ def test_a_commit_may_take_the_stages_budget_and_its_grace(bench):
 
 
 def test_warming_up_records_nothing_and_uses_every_part(bench):
-    bench.flow.warm_up(lambda rows, took_ns: None)
+    bench.flow.warm_up(256, lambda rows, took_ns: None)
     assert bench.store.commits == []
     assert bench.store.decisions == {}
     assert bench.scorer.scored
@@ -303,14 +303,14 @@ def test_warming_up_records_nothing_and_uses_every_part(bench):
 
 def test_warming_up_tells_what_batches_of_each_size_took(bench):
     told: list[tuple[int, int]] = []
-    bench.flow.warm_up(lambda rows, took_ns: told.append((rows, took_ns)))
+    bench.flow.warm_up(256, lambda rows, took_ns: told.append((rows, took_ns)))
     assert [rows for rows, _ in told] == [1, 16, 64, 256]
     assert all(took_ns > 0 for _, took_ns in told)
 
 
 def test_warming_up_survives_a_store_that_fails(bench):
     bench.store.fetch_failure = StoreFailed("unavailable")
-    bench.flow.warm_up(lambda rows, took_ns: None)
+    bench.flow.warm_up(256, lambda rows, took_ns: None)
     assert bench.scorer.scored
 
 
