@@ -53,6 +53,8 @@ _MAX_HERE_NS = 8_000_000
 
 _TRIAL_EVERY = 16
 _PACE_WEIGHT = 0.1
+_MIN_SHARE = 4
+"""A batch of a queue is at least a quarter of the largest."""
 _MAX_STRETCH = 1.5
 """How much of a cycle beyond the batch itself counts. All of it would feed on itself: who is refused and comes back at
 once makes cycles longer, and longer cycles refuse more.
@@ -187,21 +189,22 @@ class Runner:
                 self._cpu_time.observe(num_items, time.thread_time_ns() - began_cpu_ns)
             self._metrics.observe_batch(num_items)
             gone += num_items
-        self._observe_pace(now_ns, formed)
+        self._observe_pace(now_ns, formed, max_items)
         self.collector.done(gone, self._ns_per_item, max_items)
         self._metrics.set_queue(self.collector.num_items)
         return formed.later
 
-    def _observe_pace(self, began_ns: int, formed: Formed) -> None:
-        """Follows the mean: a queue's wait is the sum of many batches. A batch that nobody waited for can only show that
-        an item costs less, because small batches cost more per item than those of a queue.
+    def _observe_pace(self, began_ns: int, formed: Formed, max_items: int) -> None:
+        """Follows the mean: a queue's wait is the sum of many batches. A small batch, or one that nobody waited for, can
+        only show that an item costs less: what it costs per item is mostly the batch.
         """
         ended_ns = time.monotonic_ns()
         cycle_ns = ended_ns - (self._kept_waiting_ns or began_ns)
         took_ns = min(cycle_ns, _MAX_STRETCH * (ended_ns - began_ns)) / max(1, formed.num_items)
         if not self._ns_per_item:
-            self._ns_per_item = took_ns
-        elif formed.run and (self._kept_waiting_ns or took_ns < self._ns_per_item):
+            self._ns_per_item = self._ladder.predict_ns(0, max_items) / max_items
+        is_of_a_queue = self._kept_waiting_ns > 0 and formed.num_items * _MIN_SHARE >= max_items
+        if formed.run and (is_of_a_queue or took_ns < self._ns_per_item):
             self._ns_per_item += _PACE_WEIGHT * (took_ns - self._ns_per_item)
         self._kept_waiting_ns = ended_ns if formed.later or self.collector.is_anyone_waiting else 0
 
