@@ -2,7 +2,7 @@
 # make deploy  apply what was changed in serve_config.yaml to the running server
 # make test    set everything up and run the tests
 # make test-e2e  all end-to-end tests: limits, bad clients, changes under load, kill -9 (a quarter of an hour)
-# make check   lint, format, types, import contracts, generated code
+# make check   lint, format, types, import contracts, generated code, the README's figures
 # make bench   list the benchmarks; make bench NAME=fraud runs one
 # make lock    resolve requirements/*.in into the pinned locks
 PYTHON ?= python3
@@ -48,6 +48,8 @@ check: $(DEV_STAMP)
 	@$(BIN)/lint-imports --no-cache
 	@echo "==> generated code"
 	@$(BIN)/python protos/generate.py --check
+	@echo "==> figures"
+	@$(BIN)/python -m benchmarks.readme_tables --check
 
 bench: $(DEV_STAMP) system-packages load-generator
 	@env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks $(NAME)
