@@ -134,8 +134,11 @@ def test_grpc_calls_the_server_declares_unprocessed_are_sent_again(
     with listening(lambda: Http2Peer(peers, on_second_call)) as port:
         run = generate(tmp_path, port, *GRPC, "--connections", "1", "--rate", "80")
     ok, resets, resent = expected
-    assert (run.result["ok"], run.result["failed"]["reset"]) == (ok, resets)
-    assert run.result["resent"] >= resent  # on a busy machine more calls are under way when the server declares
+    # On a busy machine more calls than one are under way when the server declares, or ends the connection.
+    found = run.result["failed"]["reset"]
+    assert run.result["ok"] + found == ok + resets
+    assert found >= resets if resets else found == 0
+    assert run.result["resent"] >= resent
     assert len(peers) == (1 if on_second_call == REFUSED_STREAM_3 else 2)
 
 
