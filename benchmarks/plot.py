@@ -24,7 +24,7 @@ from benchmarks.record import RESULTS
 
 Row = dict[str, Any]
 _BLUE, _RED = "#0b6e99", "#c2541b"
-_COLOURS = {"Headroom": _BLUE, "Ray Serve": "#7b4fa3", "MLServer": "#8a6d1d"}
+_COLOURS = {"Headroom": _BLUE, "Ray Serve": "#7b4fa3", "MLServer": "#8a6d1d", "bare uvicorn": "#777777"}
 _STYLES = {"HTTP": "o-", "HTTP binary": "^:", "gRPC": "s--"}
 _GREY = "#555555"
 _WORTH_SAYING = 0.001
