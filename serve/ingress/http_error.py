@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from os import urandom
+
 import orjson
 from msgspec import Struct
 
@@ -9,8 +11,8 @@ from serve.errors import HeadroomError, Overloaded
 from serve.ingress.http_request import head
 from serve.ingress.status import error_body, http_status
 
-_PLACE = "0" * 32
-"""Stands for the request's id, and has its length."""
+_PLACE = urandom(16).hex()
+"""Stands for the request's id, and has its length. Nobody can send it, so it is nowhere else in what is rendered."""
 
 
 class RenderedError(Struct, frozen=True, eq=False):

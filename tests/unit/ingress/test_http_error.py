@@ -35,6 +35,13 @@ def test_the_answer_carries_the_id_in_header_and_body(error, request_id, keep_al
         assert headers["retry-after-ms"] == "1234"
 
 
+def test_an_error_that_quotes_digits_of_the_client_s_keeps_them():
+    error = InvalidInput("field '" + "0" * 64 + "' is unknown")
+    answer = json.loads(RenderedError.of(error, keep_alive=True).bytes_for(MADE, None).partition(b"\r\n\r\n")[2])
+    assert answer["error"] == error.message
+    assert answer["request_id"] == MADE
+
+
 def test_a_trace_is_echoed():
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     assert f"traceparent: {trace}\r\n".encode() in RenderedError.of(NotReady("no"), keep_alive=True).bytes_for(
