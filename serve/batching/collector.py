@@ -32,6 +32,7 @@ class Collector:
         self._batch_items = 0
         self._waiting: list[Arrival] = []
         self._is_closed = False
+        self._is_dispatched = False
         self._wake = threading.Condition(threading.Lock())
         self._num_takers_idle = 0
 
@@ -85,8 +86,9 @@ class Collector:
         )
 
     def dispatch(self, again: Callable[[], None] | None = None) -> bool:
-        """Wakes a taker, if one is idle; the others look by themselves. Never asks to be called again."""
+        """Lets a taker have what waits, and wakes one, if one is idle. Never asks to be called again."""
         with self._wake:
+            self._is_dispatched = True
             if self._num_takers_idle and self._waiting:
                 self._wake.notify()
         return False
@@ -97,17 +99,20 @@ class Collector:
         return bool(self._waiting)
 
     def put_back(self, arrivals: list[Arrival]) -> None:
-        """What was taken and has not run waits again, before everything else."""
+        """What was taken and has not run waits again, before everything else, for the next dispatch."""
         with self._wake:
             self._waiting = arrivals + self._waiting
+            self._is_dispatched = False
 
     def _retry_after_ms(self, ahead: int) -> int:
         return max(_MIN_RETRY_MS, int(ahead * self._ns_per_item / 1e6))
 
     def take(self, timeout_s: float | None = None) -> list[Arrival] | None:
-        """Everything that waits; blocks until there is something. None when closed and empty; [] after `timeout_s`."""
+        """Everything that waits; blocks until there is something and it has been dispatched: a listener may be about to
+        run it itself. None when closed and empty; [] after `timeout_s`.
+        """
         with self._wake:
-            while not self._waiting:
+            while not (self._waiting and (self._is_dispatched or self._is_closed)):
                 if self._is_closed:
                     return None
                 self._num_takers_idle += 1
@@ -115,6 +120,7 @@ class Collector:
                 self._num_takers_idle -= 1
                 if not was_woken and not self._waiting:
                     return []
+            self._is_dispatched = False
             taken, self._waiting = self._waiting, []
             return taken
 

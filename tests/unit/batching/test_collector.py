@@ -19,14 +19,14 @@ def test_everything_that_was_pushed_is_taken_in_order():
     first, second, third = arrival(), arrival(2), arrival()
     assert collector.push([first, second], 0) == []
     assert collector.push([third], 0) == []
-    assert collector.take() == [first, second, third]
+    assert collector.take_now() == [first, second, third]
     assert collector.take_now() == []
 
 
 def test_the_bound_counts_from_push_until_done():
     collector = Collector("p", max_items=4)
     collector.push([arrival(3)], 0)
-    collector.take()
+    collector.take_now()
     [(refused, reason)] = collector.push([arrival(2)], 0)
     assert refused.items == 2
     assert isinstance(reason, Overloaded)
@@ -51,7 +51,7 @@ def test_an_arrival_larger_than_the_bound_enters_when_nothing_else_is_there():
     collector = Collector("p", max_items=4)
     assert collector.push([arrival(100)], 0) == []
     assert len(collector.push([arrival(1)], 0)) == 1
-    collector.take()
+    collector.take_now()
     collector.done(100)
     assert collector.num_items == 0
     assert collector.push([arrival(1)], 0) == []
@@ -143,6 +143,19 @@ def test_what_is_put_back_is_taken_first():
     assert collector.is_anyone_waiting
     assert collector.take_now() == [first, second, third]
     assert not collector.is_anyone_waiting
+
+
+def test_a_taker_gets_nothing_that_was_not_dispatched():
+    """A listener that has pushed runs it itself, or says that a thread should."""
+    collector = Collector("p", max_items=10)
+    one = arrival()
+    collector.push([one], 0)
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(collector.take, WAIT_S)
+        collector.put_back(collector.take_now())
+        assert not taken.done()
+        collector.dispatch()
+        assert taken.result(WAIT_S) == [one]
 
 
 def test_dispatch_wakes_a_blocked_taker():
