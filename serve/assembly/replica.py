@@ -146,9 +146,8 @@ class Replica:
         unary: dict[str, RouteOf] = {MODEL_INFER: _infer_route(infer, repository)}
         for service in services:
             unary.update({path: _always(route) for path, route in service.grpc.items()})
-        if "fraud" in self._problems:
-            never = _never(f"pipeline fraud is not ready: {self._problems['fraud']}")
-            unary.update(dict.fromkeys((f"/{FRAUD_SERVICE}/Score", f"/{FRAUD_SERVICE}/ScoreBatch"), never))
+        if (problem := view.problem("fraud")) is not None:
+            unary.update(dict.fromkeys((f"/{FRAUD_SERVICE}/Score", f"/{FRAUD_SERVICE}/ScoreBatch"), _never(problem)))
         streams = {path: route for service in services for path, route in service.grpc_streams.items()}
         names = [OIP_SERVICE, *([FRAUD_SERVICE] if self._fraud is not None else [])]
         return GrpcListener(

@@ -78,8 +78,8 @@ class View:
 
     def check_model_ready(self, name: str, version: str) -> None:
         """Raises NotReady or NotFound with the reason."""
-        if name in self._problems:
-            raise NotReady(f"pipeline {name} is not ready: {self._problems[name]}")
+        if (problem := self.problem(name)) is not None:
+            raise NotReady(problem)
         service = self._services.get(name)
         if service is None or not service.steps:
             self._repository.model(name, version)
@@ -107,10 +107,13 @@ class View:
 
     def why_closed(self, path: str) -> str | None:
         """Why the pipeline that `path` belongs to cannot answer, where that is so."""
-        name = path.removeprefix("/v1/").partition("/")[0]
-        if name not in self._problems or not path.startswith("/v1/"):
-            return None
-        return f"pipeline {name} is not ready: {self._problems[name]}"
+        _, version, name, *_ = [*path.split("/", 3), "", ""]
+        return self.problem(name) if version == "v1" else None
+
+    def problem(self, pipeline: str) -> str | None:
+        """Why a pipeline cannot answer, in words; None where it can, or is none."""
+        reason = self._problems.get(pipeline)
+        return None if reason is None else f"pipeline {pipeline} is not ready: {reason}"
 
     def hot_paths(self) -> Mapping[str, str]:
         """Paths that are answered in batches, with the verb that is allowed."""

@@ -70,7 +70,7 @@ class HttpListener:
         self._turn_ns: int | None = None
         self._last_turn_ns = 0
         self._unseen_ns = 0
-        self._num_asked_of = 0
+        self._num_read_in_turn = 0
         self._servers: list[asyncio.Server] = []
         self._bridge = AsgiBridge(app, self._finish_other)
         self._loop: asyncio.AbstractEventLoop
@@ -182,12 +182,12 @@ class HttpListener:
             self._turn_ns = self._last_turn_ns = now_ns
             self._loop.call_soon(self._end_turn)
             self._unseen_ns = connection.unseen_ms() * NS_PER_MS if is_busy else 0
-            self._num_asked_of = 1
+            self._num_read_in_turn = 1
         elif self._unseen_ns:
             # Those that have waited longest are read first: one in eight is asked, and answers for the next seven.
-            if self._num_asked_of % 8 == 0:
+            if self._num_read_in_turn % 8 == 0:
                 self._unseen_ns = min(self._unseen_ns, connection.unseen_ms() * NS_PER_MS)
-            self._num_asked_of += 1
+            self._num_read_in_turn += 1
         return self._turn_ns - self._unseen_ns
 
     def _end_turn(self) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,13 +13,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.subject import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 150.0
@@ -32,19 +31,6 @@ WIDE_BUDGETS = {
     "pipelines__fraud__stages__decide": BUDGET_MS / 2,
 }
 """Of the fraud pipeline, for servers whose answers are tested and not their speed: wide enough for a busy machine."""
-
-
-def free_ports(num: int) -> list[int]:
-    """Ports of 127.0.0.1 nobody listens on now, below those that the kernel gives out to whoever asks for any: a server
-    that binds a moment later still finds them free.
-    """
-    ports: list[int] = []
-    while len(ports) < num:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            ports.append(port)
-    return ports
 
 
 def wait_until(is_done: Callable[[], Any], timeout_s: float, what: str) -> Any:

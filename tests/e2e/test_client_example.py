@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from server import ROOT, Server, free_ports
+from server import ROOT, Server
+
+from benchmarks.subject import free_ports
 
 pytestmark = pytest.mark.e2e
 
