@@ -16,8 +16,6 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as oip
 
 from protos.headroom.fraud.v1 import fraud_pb2
-from serve.features.backfill import backfill
-from serve.features.windows import to_ten_thousandths
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -113,10 +111,12 @@ def recorded(folder: Path, num_live: int, now_s: int) -> tuple[Transactions, Tra
     return everything.part(begin, -num_live), everything.part(-num_live)
 
 
-def model_rows(history: Transactions, num_rows: int) -> Rows:
-    """float32 [num_rows, 25]: the features of the history's last rows, 0 where unknown (JSON has no NaN)."""
-    columns = (history.customer, history.terminal, history.event_s, to_ten_thousandths(history.amount))
-    return np.nan_to_num(backfill(*columns).rows[-num_rows:], nan=0.0)
+def card_rows(seed: int, num_rows: int) -> Rows:
+    """float32 [num_rows, 30] in the shape of the `creditcard` model's input: a time, 28 components, an amount."""
+    rng = np.random.default_rng(seed)
+    components = rng.normal(size=(num_rows, 28)) * np.linspace(2, 0.3, 28)
+    columns = (rng.integers(0, 172_800, num_rows), *components.T, rng.lognormal(3, 1.5, num_rows).round(2))
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def score_json(transactions: Transactions, id_prefix: str) -> Iterator[bytes]:

@@ -39,6 +39,7 @@ def transactions(num_rows: int, at_s: int, random: np.random.Generator) -> Event
         [f"terminal-{number}" for number in random.integers(0, NUM_TERMINALS, num_rows)],
         at_s + random.integers(0, 60, num_rows),
         random.integers(1, 10**7, num_rows),
+        random.uniform([-90, -180], [90, 180], (num_rows, 2)),
     )
 
 

@@ -1,7 +1,7 @@
 """How does one-row infer of one tree model compare with stock Ray Serve and MLServer, on the same machine at the same time?
 And with the limit, a uvicorn that does nothing?
 
-`fraud_xgboost` (300 trees, 25 features), one row a request, closed loop at 1, 16 and 64 connections. All servers run at
+`creditcard` (400 trees, 30 features), one row a request, closed loop at 1, 16 and 64 connections. All servers run at
 once and take turns (A B C A B C …); figures are medians of three rounds. Over HTTP all get the same JSON bytes.
 
     python -m benchmarks peers [--quick]
@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from benchmarks.plot import plot_peers
 from benchmarks.server import RAY_ENVIRONMENT, HeadroomServer
 from benchmarks.subject import ROOT, Subject, environment_of, free_ports
 
-MODEL = "fraud_xgboost"
+MODEL = "creditcard"
 MODEL_FILE = ROOT / "model_repository" / MODEL / "1" / "xgboost.ubj"
 PEERS = ROOT / "benchmarks" / "peers"
 MLSERVER_VENV = ROOT / ".build" / "peers" / "mlserver"
@@ -94,8 +93,7 @@ def mlserver(folder: Path) -> tuple[Subject, str]:
 
 def contestants(stack: ExitStack, folder: Path) -> dict[str, tuple[Subject, Load]]:
     """Starts every server, one after the other; the way to ask each, by name."""
-    past, _ = bodies.synthetic(SEED, 1, 1, int(time.time()))
-    rows = bodies.model_rows(past, NUM_ROWS)
+    rows = bodies.card_rows(SEED, NUM_ROWS)
     as_json = write_bodies(folder / "json.bin", bodies.infer_json(rows))
     as_grpc = write_bodies(folder / "grpc.bin", bodies.infer_grpc(rows, MODEL))
     binary, head_bytes = bodies.infer_binary(rows)

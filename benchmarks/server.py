@@ -17,18 +17,10 @@ from typing import Any
 import yaml
 
 from benchmarks.subject import ROOT, Subject, free_ports
+from serve.observability.families import BATCH_ITEMS, DEGRADED, MET, MISSED, REFUSALS, REFUSED, STAGE_DURATION
 from serve.observability.folder import MetricsFolder, Snapshot
 from serve.observability.latency import quantile_ns
-from serve.observability.metrics import (
-    BATCH_ITEMS,
-    DEGRADED,
-    MET,
-    METRICS_FOLDER,
-    MISSED,
-    REFUSALS,
-    REFUSED,
-    STAGE_DURATION,
-)
+from serve.observability.metrics import METRICS_FOLDER
 
 RAY_ENVIRONMENT = {
     "RAY_ADDRESS": "local",

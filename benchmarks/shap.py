@@ -23,7 +23,7 @@ from kernels.shap_forest import ShapForest, build_shap_forest
 from serve.backends.tree_import import load_treelite, raw_tree
 
 NUM_TREES, DEPTH, NUM_FEATURES = 300, 6, 30
-FRAUD = Path(__file__).parent.parent / "model_repository/fraud_xgboost/1/xgboost.ubj"
+FRAUD = Path(__file__).parent.parent / "model_repository/fraud_ensemble/1/xgboost.ubj"
 ROWS = (1, 8, 64)
 POOL_ROWS = 1_024
 BUDGET_S = 0.4

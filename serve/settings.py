@@ -73,10 +73,15 @@ class Limits(_Part):
 class Features(_Part):
     """The store of online features and decisions."""
 
-    store: Literal["embedded"] = "embedded"
+    store: Annotated[str, Field(pattern=r"^(embedded|rediss?(\+sentinel|\+cluster)?://\S+)$")] = "embedded"
+    """`embedded`, or the address of a Redis: redis://, rediss:// (TLS), redis+sentinel://, redis+cluster://."""
     path: str = "auto"
     """Folder of the embedded store; `auto` is `$XDG_DATA_HOME/headroom/features`."""
     max_bytes: Annotated[int, Field(ge=16 << 20, le=1 << 42)] = 4 << 30
+    retention_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
+    """How long a decision is kept."""
+    compact_after_s: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0
+    """Within what time the store is compacted after a customer was erased: then it has left the disk."""
     commit_grace_ms: Annotated[float, Field(ge=0, le=10_000)] = 2.0
     """How late, over the decide stage's budget, a commit may be before the answer leaves as `unrecorded`."""
 
@@ -106,6 +111,25 @@ class Pipeline(_Part):
         return self
 
 
+class FraudSettings(Pipeline):
+    """What only the fraud pipeline has."""
+
+    model_version: Annotated[str, Field(pattern="^([1-9][0-9]{0,17})?$")] = ""
+    """Version of the ensemble that answers; empty: the newest."""
+    shadow_version: Annotated[str, Field(pattern="^([1-9][0-9]{0,17})?$")] = ""
+    """Version that scores the same transactions and answers nobody; empty: none."""
+
+
+class Pipelines(_Part):
+    """What is served beside the repository's models; a pipeline that is not named is not served."""
+
+    fraud: FraudSettings | None = None
+
+    def named(self) -> dict[str, Pipeline]:
+        """Those that are served."""
+        return {} if self.fraud is None else {"fraud": self.fraud}
+
+
 class ModelSettings(_Part):
     """What is said about one model of the repository beside its config.pbtxt."""
 
@@ -126,17 +150,19 @@ class Settings(_Part):
     limits: Limits = Limits()
     features: Features = Features()
     repository: RepositorySettings = RepositorySettings()
-    pipelines: dict[Literal["fraud"], Pipeline] = Field(default_factory=dict)
+    pipelines: Pipelines = Pipelines()
     models: dict[str, ModelSettings] = Field(default_factory=dict)
     access_log: str = "auto"
     """A file, `stderr`, or `auto` for access.log in the run folder. Bounded: two files of 64 MiB."""
+    audit_log: str = "auto"
+    """A file, or `auto` for audit.log beside the folder of the embedded store. Bounded as the access log is."""
     run_dir: str = "auto"
     cache_dir: str = "auto"
 
     @model_validator(mode="after")
     def stages_and_rungs_are_known(self) -> Settings:
         """A budget for a stage that never runs, or a rung nobody implements, is a typing mistake."""
-        for name, pipeline in self.pipelines.items():
+        for name, pipeline in self.pipelines.named().items():
             if len(set(pipeline.ladder)) < len(pipeline.ladder):
                 raise ValueError(f"pipelines.{name}.ladder is {list(pipeline.ladder)}; allowed: each rung once")
             for stage in pipeline.stages:
@@ -159,9 +185,26 @@ class PipelineTunables(_Part):
     max_batch_items: Annotated[int, Field(ge=1, le=65536)] | None = None
 
 
+class RuleTunables(_Part):
+    """From what on a transaction is reviewed whatever its score; unset rules never hold."""
+
+    velocity: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Earlier transactions of the card within the hour."""
+    distance_km: Annotated[float, Field(gt=0, le=20_038)] | None = None
+    """From where the card is used on average."""
+    speed_km_per_h: Annotated[float, Field(gt=0, le=1e7)] | None = None
+    """Since the card's last known place."""
+    amount: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    new_terminal_amount: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """At a terminal the card was not used at for 30 days."""
+
+
 class FraudTunables(PipelineTunables):
     """Thresholds on the probability of fraud; unset ones come from the model."""
 
+    rules: RuleTunables = RuleTunables()
+    calibrate: bool = False
+    """Corrects probabilities by what labels said, once there are a hundred of each kind."""
     review_at: Annotated[float, Field(ge=0, le=1)] | None = None
     decline_at: Annotated[float, Field(ge=0, le=1)] | None = None
 
@@ -238,6 +281,13 @@ def access_log_path(settings: Settings) -> Path | None:
         if settings.access_log == "auto"
         else Path(settings.access_log).expanduser().absolute()
     )
+
+
+def audit_log_path(settings: Settings) -> Path:
+    """Where audit lines go."""
+    if settings.audit_log == "auto":
+        return features_dir(settings).parent / "audit.log"
+    return Path(settings.audit_log).expanduser().absolute()
 
 
 def run_dir(settings: Settings) -> Path:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from serve.backends.base import ModelSpec
 from serve.batching.arrival import Codec, Entrance, Route
 from serve.batching.runner import Runner
+from serve.ingress.grpc import DirectMethod
+from serve.ingress.http_app import Handler
 from serve.ingress.wire.infer_codecs import GrpcInferCodec, HttpInferCodec, InferEndpoint
 from serve.observability.metrics import Metrics, PipelineMetrics
 
@@ -24,6 +26,10 @@ class Service:
     http: Mapping[HttpKey, Route]
     grpc: Mapping[str, Route] = field(default_factory=dict)
     grpc_streams: Mapping[str, Route] = field(default_factory=dict)
+    grpc_direct: Mapping[str, DirectMethod] = field(default_factory=dict)
+    """Methods that are no batch's work."""
+    handlers: Sequence[tuple[str, str, Handler]] = ()
+    """HTTP routes that are no batch's work: method, path, handler."""
     infer: Mapping[tuple[str, str], Route] = field(default_factory=dict)
     """By model name and version: what `ModelInfer` looks its route up in."""
     steps: Sequence[str] = ()

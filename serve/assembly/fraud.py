@@ -1,68 +1,97 @@
-"""The fraud pipeline put together: store, model, policy, flow, and the ways in by every protocol."""
+"""The fraud pipeline put together: store, ensemble, policy, flow, and the ways in by every protocol."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-
 from serve.assembly.endpoints import Published, RouteMaker, Service, publish
-from serve.backends.trees import TreeModel
+from serve.assembly.fraud_watch import FraudWatch
+from serve.backends.base import Scores
+from serve.backends.stacked import StackedModel
 from serve.batching.collector import Collector
 from serve.batching.runner import Runner
 from serve.budgets.ladder import Ladder, Rung
+from serve.context import RequestContext
 from serve.errors import NotReady
 from serve.features.embedded import EmbeddedStore
+from serve.features.windows import FEATURES
+from serve.ingress.blocking import BlockingWork
+from serve.ingress.grpc_fraud import fraud_methods
+from serve.ingress.http_fraud import fraud_handlers
 from serve.ingress.wire import fraud_grpc, fraud_http
 from serve.ingress.wire.fraud_oip import FraudEndpoint
+from serve.observability.audit import AuditLog
+from serve.observability.drift import Drift, read_reference
 from serve.observability.metrics import Metrics
 from serve.pipelines.fraud.flow import FraudFlow
 from serve.pipelines.fraud.policy import read_policy
+from serve.pipelines.fraud.recording import Recording
+from serve.pipelines.fraud.records import FraudRecords
+from serve.pipelines.fraud.rules import Rules
 from serve.pipelines.fraud.stages import Rows
+from serve.pipelines.fraud.watching import Watch
 from serve.repository.repository import Repository
-from serve.settings import FRAUD_STAGES, FraudTunables, Settings, SettingsError, features_dir
+from serve.settings import (
+    FRAUD_STAGES,
+    FraudSettings,
+    FraudTunables,
+    RuleTunables,
+    Settings,
+    SettingsError,
+    audit_log_path,
+    features_dir,
+)
 
-MODEL = "fraud_xgboost"
+MODEL = "fraud_ensemble"
 _RUNG_SHARES = {"reasons": 0.7, "features": 0.4}
 """Of the full time, until measured."""
 _DEFAULT_STAGE_MS = 5.0
+_DAY_S = 86_400
 
 
-class TreeScorer:
-    """Implements the flow's `Scorer` on a tree model. One thread at a time."""
+class EnsembleScorer:
+    """Implements the flow's `Scorer` on a stacked model. Thread-safe."""
 
-    def __init__(self, model: TreeModel) -> None:
-        self.name = model.spec.name
+    def __init__(self, model: StackedModel) -> None:
         self.version = f"{model.spec.name}:{model.spec.version}"
+        self.member_names = model.member_names
         self._model = model
 
-    def score(self, rows: Rows) -> Rows:
-        """Probability of fraud, float32 [n]."""
-        out = np.empty(len(rows), np.float32)
-        self._model.score_into(rows, out)
-        return out
+    def score(self, rows: Rows) -> Scores:
+        """Of `rows`, float32 [n, F]."""
+        return self._model.score(rows)
 
     def contributions(self, rows: Rows) -> Rows:
-        """Exact SHAP values, float32 [n, F + 1]."""
+        """To the log-odds, float32 [n, F + 1]."""
         return self._model.contributions(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the pipeline is made of beside its service."""
+
+    flow: FraudFlow
+    store: EmbeddedStore
+    collector: Collector
+    watch: FraudWatch
+    audit: AuditLog
+    blocking: BlockingWork
 
 
 class FraudPipeline:
     """The pipeline's service and what may be changed or looked at while it runs."""
 
-    def __init__(self, service: Service, flow: FraudFlow, store: EmbeddedStore, collector: Collector,
-                 metrics: Metrics, max_batch_items: int) -> None:  # fmt: skip
+    def __init__(self, service: Service, parts: _Parts, metrics: Metrics, max_batch_items: int) -> None:
         self.service = service
-        self._flow = flow
-        self._store = store
-        self._collector = collector
+        self._parts = parts
         self._metrics = metrics
         self._max_batch_items = max_batch_items
-        self._policy = flow.policy
+        self._policy = parts.flow.policy
 
     def tune(self, tunables: FraudTunables) -> None:
-        """Applies thresholds and batching; what is unset goes back to the model's or the published value.
+        """Applies thresholds, rules and batching; what is unset goes back to the model's or the published value.
 
         Raises SettingsError when reviews would begin above declines.
         """
@@ -70,36 +99,49 @@ class FraudPipeline:
         decline_at = self._policy.decline_at if tunables.decline_at is None else tunables.decline_at
         if review_at > decline_at:
             raise SettingsError(f"user_config.fraud.review_at is {review_at}; allowed: up to decline_at, {decline_at}")
-        self._flow.policy = replace(self._policy, review_at=review_at, decline_at=decline_at)
-        self._collector.share = tunables.wait_share
+        parts = self._parts
+        parts.flow.policy = replace(self._policy, review_at=review_at, decline_at=decline_at)
+        parts.flow.rules = _rules(tunables.rules)
+        parts.watch.tune(parts.flow, calibrates=tunables.calibrate)
+        parts.collector.share = tunables.wait_share
         self.service.runner.max_batch_items = tunables.max_batch_items or self._max_batch_items
 
     def check(self) -> None:
         """Looks after the store."""
-        self._store.check()
-        self._metrics.set_store_state("bytes_used", self._store.bytes_used())
+        store = self._parts.store
+        store.check()
+        self._metrics.set_store_state("bytes_used", store.bytes_used())
 
     def close(self) -> None:
-        """Ends the store after its last commit."""
-        self._store.close()
+        """Ends what runs beside the flow, and the store after its last commit."""
+        self._parts.watch.close()
+        self._parts.blocking.close()
+        self._parts.store.close()
+        self._parts.audit.close()
 
 
-def fraud_pipeline(settings: Settings, repository: Repository, metrics: Metrics) -> FraudPipeline:
+def fraud_pipeline(
+    settings: Settings, published: FraudSettings, repository: Repository, metrics: Metrics
+) -> FraudPipeline:
     """Builds it; raises NotReady with the reason when its model cannot serve."""
-    published = settings.pipelines["fraud"]
-    model = repository.model(MODEL)
-    if not isinstance(model, TreeModel):
-        raise NotReady(f"model {MODEL} has backend {model.spec.backend}; allowed: fil")
-    scorer = TreeScorer(model)
-    policy = read_policy(model.directory)
+    model = _ensemble(repository, published.model_version)
+    scorer, policy, reference = EnsembleScorer(model), read_policy(model.directory), read_reference(model.directory)
+    shadow = EnsembleScorer(_ensemble(repository, published.shadow_version)) if published.shadow_version else None
+    fraud_metrics = metrics.fraud()
+    drift = Drift(reference, FEATURES)
+    watch = FraudWatch(Watch(drift, shadow, policy, fraud_metrics, reference.score), scorer, shadow, metrics)
     collector = Collector("fraud", max_items=published.max_queue_items)
     recorder = publish("fraud", Published(published.budget_ms, FRAUD_STAGES, published.stages), metrics)
-    store = EmbeddedStore(features_dir(settings), max_bytes=settings.features.max_bytes)
+    audit, blocking = AuditLog(audit_log_path(settings)), BlockingWork()
+    store = EmbeddedStore(
+        features_dir(settings), max_bytes=settings.features.max_bytes,
+        max_age_s=settings.features.retention_days * _DAY_S, compact_after_s=settings.features.compact_after_s,
+        on_audit=audit.write,
+    )  # fmt: skip
+    commit_limit_ns = _stage_ns(published.stages, "decide") + int(settings.features.commit_grace_ms * 1e6)
     flow = FraudFlow(
-        store, scorer, policy, metrics, rungs=published.ladder,
-        explain_budget_ns=_stage_ns(published.stages, "explain"),
-        decide_budget_ns=_stage_ns(published.stages, "decide"),
-        commit_grace_ns=int(settings.features.commit_grace_ms * 1e6),
+        Recording(store, metrics, commit_limit_ns=commit_limit_ns), scorer, policy, watch.watch,
+        rungs=published.ladder, explain_budget_ns=_stage_ns(published.stages, "explain"), rules=Rules(),
     )  # fmt: skip
     rungs = tuple(Rung(name, _RUNG_SHARES[name]) for name in published.ladder)
     ladder = Ladder((Rung("", 1.0), *rungs))
@@ -107,6 +149,7 @@ def fraud_pipeline(settings: Settings, repository: Repository, metrics: Metrics)
         collector, flow, ladder, recorder,
         max_batch_items=published.max_batch_items, max_batches_in_flight=published.max_batches_in_flight,
     )  # fmt: skip
+    records = FraudRecords(store, scorer, fraud_metrics, partial(_asked, audit))
     maker = RouteMaker("fraud", runner, published.budget_ms, recorder)
     http, infer = maker.infer(FraudEndpoint(model.spec.version), settings.limits.max_body_bytes)
     http[b"POST", b"/v1/fraud/score"] = maker.route(fraud_http.ScoreCodec())
@@ -118,9 +161,31 @@ def fraud_pipeline(settings: Settings, repository: Repository, metrics: Metrics)
             f"/{fraud_grpc.SERVICE}/ScoreBatch": maker.route(fraud_grpc.ScoreBatchCodec()),
         },
         grpc_streams={f"/{fraud_grpc.SERVICE}/ScoreStream": maker.route(fraud_grpc.ScoreStreamCodec())},
+        grpc_direct=fraud_methods(records, blocking),
+        handlers=fraud_handlers(records, blocking, watch.shadow_report),
         infer=infer, steps=(MODEL,), warm_up=lambda: flow.warm_up(published.max_batch_items, partial(ladder.observe, 0)),
     )  # fmt: skip
-    return FraudPipeline(service, flow, store, collector, metrics, published.max_batch_items)
+    return FraudPipeline(
+        service, _Parts(flow, store, collector, watch, audit, blocking), metrics, published.max_batch_items
+    )
+
+
+def _ensemble(repository: Repository, version: str) -> StackedModel:
+    model = repository.model(MODEL, version)
+    if not isinstance(model, StackedModel):
+        raise NotReady(f"model {MODEL} has backend {model.spec.backend}; allowed: stacked")
+    return model
+
+
+def _rules(tunables: RuleTunables) -> Rules:
+    return Rules(
+        tunables.velocity, tunables.distance_km, tunables.speed_km_per_h, tunables.amount, tunables.new_terminal_amount
+    )
+
+
+def _asked(audit: AuditLog, event: str, context: RequestContext, details: Mapping[str, object]) -> None:
+    who = {"request_id": context.request_id, "tenant": context.tenant, "principal": context.principal}
+    audit.write(event, {**who, **details})
 
 
 def _stage_ns(stages: dict[str, float], stage: str) -> int:

@@ -111,9 +111,9 @@ class Replica:
     def _assemble(self, repository: Repository) -> None:
         for service in model_services(self._settings, repository, self._metrics):
             self._services[service.name] = service
-        if "fraud" in self._settings.pipelines:
+        if (published := self._settings.pipelines.fraud) is not None:
             try:
-                self._fraud = fraud_pipeline(self._settings, repository, self._metrics)
+                self._fraud = fraud_pipeline(self._settings, published, repository, self._metrics)
                 self._services["fraud"] = self._fraud.service
             except HeadroomError as error:
                 log.error("pipeline fraud cannot serve: %s", error.message)
@@ -128,8 +128,13 @@ class Replica:
         settings, services = self._settings, self._services
         view = View(services, repository, self._metrics, self._problems, lambda: self._is_serving)
         sockets = self._lease.sockets
+        handlers = [handler for service in services.values() for handler in service.handlers]
         for name, app, routes in (
-            ("http", main_app(view), {key: route for s in services.values() for key, route in s.http.items()}),
+            (
+                "http",
+                main_app(view, handlers),
+                {key: route for s in services.values() for key, route in s.http.items()},
+            ),
             ("metrics", metrics_app(view), {}),
         ):
             ledger = Ledger(name, self._metrics, self._access_log)
@@ -149,9 +154,10 @@ class Replica:
         if (problem := view.problem("fraud")) is not None:
             unary.update(dict.fromkeys((f"/{FRAUD_SERVICE}/Score", f"/{FRAUD_SERVICE}/ScoreBatch"), _never(problem)))
         streams = {path: route for service in services for path, route in service.grpc_streams.items()}
+        direct = {**direct_methods(view), **{path: m for s in services for path, m in s.grpc_direct.items()}}
         names = [OIP_SERVICE, *([FRAUD_SERVICE] if self._fraud is not None else [])]
         return GrpcListener(
-            f"{settings.listen.host}:{settings.listen.grpc_port}", unary, streams, direct_methods(view), names,
+            f"{settings.listen.host}:{settings.listen.grpc_port}", unary, streams, direct, names,
             settings.limits, Ledger("grpc", self._metrics, self._access_log),
         )  # fmt: skip
 

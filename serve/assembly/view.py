@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from serve.assembly.endpoints import Service
+from serve.context import RequestContext
 from serve.errors import InvalidInput, NotFound, NotReady
 from serve.ingress.grpc import DirectMethod
 from serve.ingress.wire.infer_codecs import unknown_model
@@ -155,7 +156,7 @@ def direct_methods(view: View) -> dict[str, DirectMethod]:
 
 
 def _direct(kind: Any, answer: Callable[[Any], Any]) -> DirectMethod:
-    def method(payload: bytes) -> bytes:
+    def method(payload: bytes, _: RequestContext) -> bytes:
         try:
             message = kind.FromString(payload)
         except DecodeError:

@@ -40,6 +40,17 @@ class ModelSpec:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What an ensemble says of n rows: probabilities, float32 [n], their log-odds, float64 [n], and its members' scores,
+    float32 [n, members].
+    """
+
+    probability: npt.NDArray[np.float32]
+    log_odds: npt.NDArray[np.float64]
+    members: npt.NDArray[np.float32]
+
+
 class Model(Protocol):
     """A loaded model version. `infer` is thread-safe only where a backend says so; it never mutates its inputs."""
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from serve.backends.base import Model
+from serve.backends.stacked import load_stacked
 from serve.backends.trees import load_trees
 from serve.repository.cache import ArtefactCache
 from serve.repository.loading import Loader
@@ -18,4 +19,5 @@ def model_loaders(cache_dir: Path) -> Mapping[str, Loader]:
     """The loaders by `backend` of config.pbtxt; what they derive from model files is kept under `cache_dir`."""
     cache = ArtefactCache(cache_dir / "models", MAX_CACHE_BYTES)
     trees: Callable[..., Model] = partial(load_trees, cache=cache)
-    return {"fil": trees}
+    stacked: Callable[..., Model] = partial(load_stacked, cache=cache)
+    return {"fil": trees, "stacked": stacked}

@@ -26,7 +26,7 @@ from kernels.forest import Forest, MalformedForest, RawTree, Real, build_forest
 from serve.backends.tree_shap import EXPLAINED_TYPES, write_tables
 from serve.errors import ModelLoadError, Unsupported
 
-IMPORT_REVISION = "2"
+IMPORT_REVISION = "3"
 """Part of the cache key: raise it when what is written here changes."""
 
 FILE_NAMES = {
@@ -114,7 +114,7 @@ def import_here(model_file: Path, model_type: str, folder: Path) -> None:
     if model_type in EXPLAINED_TYPES:
         header = model.get_header_accessor()
         trees = [raw_tree(model.get_tree_accessor(index), header) for index in range(model.num_tree)]
-        write_tables(model, trees, folder)
+        write_tables(model, model_type, trees, folder)
 
 
 def load_treelite(model_file: Path, model_type: str) -> Any:

@@ -16,8 +16,10 @@ from kernels.shap import Scratch, contributions
 from kernels.shap_forest import ShapForest, Unexplainable, build_shap_forest, load, save
 
 TABLES = "shap.npz"
-EXPLAINED_TYPES = ("xgboost_json", "xgboost_ubj")
-"""Model types whose node covers mean what TreeSHAP averages by, and against whose library the kernel is tested."""
+EXPLAINED_TYPES = {"xgboost_json": "sum_hess", "xgboost_ubj": "sum_hess", "lightgbm": "data_count"}
+"""By model type, the field that says what reached a node: the weight its own library averages by. The kernel is tested
+against each of these libraries.
+"""
 
 
 class Explainer:
@@ -34,12 +36,13 @@ class Explainer:
         return out
 
 
-def write_tables(model: Any, trees: Sequence[RawTree], folder: Path) -> None:
+def write_tables(model: Any, model_type: str, trees: Sequence[RawTree], folder: Path) -> None:
     """Writes the tables of a `treelite.Model` of one output; nothing when it cannot be explained."""
     field = model.get_header_accessor().get_field
     if int(field("num_class")[0]) != 1 or field("average_tree_output")[0]:
         return
-    covers = [model.get_tree_accessor(index).get_field("sum_hess") for index in range(model.num_tree)]
+    cover = EXPLAINED_TYPES[model_type]
+    covers = [model.get_tree_accessor(index).get_field(cover).astype(np.float64) for index in range(model.num_tree)]
     try:
         forest = build_shap_forest(trees, covers, float(field("base_scores")[0]), model.num_feature)
     except (Unexplainable, MalformedForest):

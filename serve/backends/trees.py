@@ -99,10 +99,11 @@ class TreeModel:
     def contributions(self, rows: F32) -> F32:
         """Exact SHAP values of `rows` [n, features] on the sum before the sigmoid: [n, features + 1], the base last.
 
-        `rows` are C-contiguous float32; raises Unsupported for other models than XGBoost's of one output.
+        `rows` are C-contiguous float32; raises Unsupported for other models than XGBoost's and LightGBM's of one
+        output.
         """
         if self._explainer is None:
-            raise Unsupported(f"SHAP values of {self.spec.name}; allowed for XGBoost models of one output")
+            raise Unsupported(f"SHAP values of {self.spec.name}; allowed for XGBoost and LightGBM models of one output")
         return self._explainer.contributions(rows)
 
     def close(self) -> None:

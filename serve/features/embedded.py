@@ -13,17 +13,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from serve.features import records
 from serve.features.database import Database, Opening, failure_kind, held, open_database, part_from
-from serve.features.records import LogEntry, Snapshot
-from serve.features.retention import Retention
-from serve.features.store import Events, Fetched, Stored, StoreFailed
+from serve.features.erasure import Erasure
+from serve.features.records import Snapshot
+from serve.features.retention import Audit, Retention
+from serve.features.store import Events, Fetched, Labelled, LogEntry, Stored, StoreFailed
 from serve.features.writer import Housekeeper, Writer
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _TRIM_ABOVE = 0.80
 """Share of the bound above which the oldest decisions make room. A transaction needs the rest for the pages it copies."""
@@ -37,17 +41,20 @@ class EmbeddedStore:
     """Implements `FeatureStore`. `path` is a folder of its own; where it cannot be opened, `check` tries again.
 
     `max_bytes` bounds the file: above four fifths of it, the oldest decisions make room for new ones. A decision is
-    kept for `max_age_s` after it was recorded.
+    kept for `max_age_s` after it was recorded. Customers that were erased leave the disk within `compact_after_s`, and
+    about as long as it takes to read the log. `on_audit` is told what was forgotten.
     """
 
     def __init__(
         self, path: Path, *, max_bytes: int, max_age_s: float = 30 * 86_400, housekeeping_s: float = 1.0,
-        wall_clock_s: Callable[[], float] = time.time,
+        compact_after_s: float = 86_400, wall_clock_s: Callable[[], float] = time.time,
+        on_audit: Audit = lambda event, details: None,
     ) -> None:  # fmt: skip
         self.path = path
         self._max_bytes = max_bytes
         self._wall_clock_s = wall_clock_s
-        self._retention = Retention(max_age_s, wall_clock_s)
+        self._retention = Retention(max_age_s, wall_clock_s, on_audit)
+        self._erasure = Erasure(path, compact_after_s, wall_clock_s, on_audit)
         self._opening_lock = threading.Lock()
         self._is_closed = False
         self._database: Database | None = None
@@ -69,6 +76,24 @@ class EmbeddedStore:
     ) -> list[Stored]:
         """Has the writer record the batch; raises StoreFailed "late" at the deadline, and "busy" until it is done."""
         return self._writer.run(lambda: self._commit(events, decisions, fetched), deadline_ns)
+
+    def find(self, transaction_id: str) -> LogEntry | None:
+        """The transaction's event and decision. Raises StoreFailed."""
+        database = self._opened()
+        try:
+            with database.env.begin(buffers=True) as txn:
+                found = records.find(txn, transaction_id)
+        except Exception as error:
+            raise self._failed(database, error) from None
+        return None if found is None else found[1]
+
+    def label(self, labels: Mapping[str, bool]) -> list[Labelled]:
+        """Notes labels in one transaction; waits for the store's lock. Raises StoreFailed."""
+        return self._write(lambda txn: records.label(txn, labels))
+
+    def erase(self, customer_id: str) -> None:
+        """Makes a customer unreadable; the housekeeper deletes and compacts. Raises StoreFailed."""
+        self._write(lambda txn: records.erase(txn, customer_id))
 
     def check(self) -> None:
         """Opens the store anew where its file was replaced or removed, or could not be opened before."""
@@ -98,6 +123,19 @@ class EmbeddedStore:
         """Bytes of the file that hold records, of `max_bytes`; 0 while it is not open."""
         database = self._database
         return 0 if database is None else database.bytes_used()
+
+    def _write(self, work: Callable[[records.Txn], T]) -> T:
+        """What `work` gives, its transaction committed to the file that is in place."""
+        database = self._current()
+        try:
+            with database.env.begin(write=True) as txn:
+                _check_current(database)
+                return work(txn)
+        except Exception as error:
+            raise self._failed(database, error) from None
+
+    def _now_us(self) -> int:
+        return int(self._wall_clock_s() * 1e6)
 
     def _opened(self) -> Database:
         database = self._database
@@ -146,6 +184,7 @@ class EmbeddedStore:
     def _failed(self, database: Database, error: Exception) -> StoreFailed:
         """What the caller is told; a file that cannot be used any more is replaced at once."""
         if isinstance(error, StoreFailed):
+            self._open_anew(database.opening)  # replaced while its lock was waited for
             return error
         kind = failure_kind(error)
         if kind == "error":
@@ -159,7 +198,7 @@ class EmbeddedStore:
         assert isinstance(snapshot, Snapshot)
         database = self._current()
         try:
-            stored = _record_with_room(database, events, decisions, snapshot, int(self._wall_clock_s() * 1e6))
+            stored = _record_with_room(database, events, decisions, snapshot, self._now_us())
         except Exception as error:
             raise self._failed(database, error) from None
         self._retention.saw(int(events.event_s.max(initial=0)))
@@ -174,8 +213,16 @@ class EmbeddedStore:
             database.env.sync(True)
             database.env.reader_check()
             self._retention.run(database)
+            if self._erasure.run(database):
+                self._open_anew(database.opening)
         except Exception as error:
             raise self._failed(database, error) from None
+
+
+def _check_current(database: Database) -> None:
+    """While its lock was waited for, the file may have been replaced: by its compacted copy, for example."""
+    if not database.opening.is_current():
+        raise StoreFailed("replaced", "the store was replaced meanwhile")
 
 
 def _flush_at_last(database: Database) -> None:
@@ -188,12 +235,12 @@ def _flush_at_last(database: Database) -> None:
 
 
 def _read(database: Database, events: Events) -> Fetched:
-    keys, key_of_row = records.window_keys(events)
+    keys = records.window_keys(events)
     with database.env.begin(buffers=True) as txn:
         stored = records.stored_decisions(txn, events.transaction_ids)
         skipped = [one.row for one in stored]
-        advanced = records.advance_windows(txn, keys, key_of_row, events, skipped)
-        snapshot = Snapshot(database.opening, txn.id(), keys, key_of_row, skipped, advanced)
+        advanced = records.advance_windows(txn, keys, events, skipped)
+        snapshot = Snapshot(database.opening, txn.id(), keys, skipped, advanced)
     if advanced.is_damaged.any():
         log.error("%d window states were damaged and started anew", int(advanced.is_damaged.sum()))
     n, windows = len(events.transaction_ids), advanced.windows
@@ -221,6 +268,7 @@ def _record(
     gives the rows concerned.
     """
     with database.env.begin(write=True) as txn:
+        _check_current(database)
         is_nearly_full = database.bytes_used() > _TRIM_ABOVE * database.max_bytes
         is_current = snapshot.opening is database.opening and txn.id() == snapshot.txn_id + 1
         stored = [] if is_current else records.stored_decisions(txn, events.transaction_ids)
@@ -230,10 +278,10 @@ def _record(
         skipped = [row for row, decision in enumerate(to_record) if decision is None]
         advanced = snapshot.advanced
         if not is_current or skipped != snapshot.skipped:
-            advanced = records.advance_windows(txn, snapshot.keys, snapshot.key_of_row, events, skipped)
+            advanced = records.advance_windows(txn, snapshot.keys, events, skipped)
         num_rows = len(to_record) - len(skipped)
         if num_rows:
-            records.put_batch(txn, events, to_record, snapshot.keys, advanced, now_us)
+            records.put_batch(txn, events, to_record, snapshot.keys.keys, advanced, now_us)
         if is_nearly_full:
             records.trim(txn, _TRIM_FACTOR * num_rows)
     return meanwhile

@@ -7,6 +7,8 @@ All records are in one B-tree, so that one path of pages is written per record, 
 
     c<customer id>, t<terminal id>   window state of the key (`kernels.windows`)
     x<transaction id>                sequence number of its log entry, 8 bytes
+    z<customer id>                   an erasure: log entries of the customer up to this number are not there any more
+    {                                there was an erasure that the file is still to be compacted after
     0xff<sequence number, 8 bytes>   log entry: event and decision, in the order of commits (msgpack)
 
 The sequence number is the commit's wall time in microseconds, or one more than the last where that is greater.
@@ -14,41 +16,41 @@ The sequence number is the commit's wall time in microseconds, or one more than 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from serve.features.store import Events, Stored
-from serve.features.windows import Advance, advance
+from serve.features.store import FRAUD, GENUINE, UNLABELLED, Events, Labelled, LogEntry, Stored
+from serve.features.windows import Advance, Customers, advance, mark, terminal_number
 
 if TYPE_CHECKING:
     import lmdb
 
 Keys = npt.NDArray[np.int32]
+Txn: TypeAlias = "lmdb.Transaction[Any]"
 
 WINDOWS_BEGIN, WINDOWS_END = b"c", b"u"
 """Bounds of the keys of windows."""
+_CUSTOMER, _TERMINAL = b"c", b"t"
 _DECISION = b"x"
+_ERASURE, _ERASURES_END = b"z", b"{"
+UNCOMPACTED = b"{"
 _LOG = b"\xff"
 
 
-class LogEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One event and its decision: what a replay needs to rebuild the windows, and a retry to be answered alike."""
+class _Logged(LogEntry, frozen=True, array_like=True, gc=False):
+    """An entry as it is in the file."""
 
-    transaction_id: str
-    customer_id: str
-    terminal_id: str
-    event_s: int
-    amount_e4: int
-    decision: bytes
+    is_late: bool = False
+    """Of the terminal's events: too late to be entered, so that its label counts nothing."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(LogEntry).decode
+_decode = msgspec.msgpack.Decoder(_Logged).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,40 +61,60 @@ class Snapshot:
 
     opening: object
     txn_id: int
-    keys: list[bytes]
-    key_of_row: Keys
+    keys: WindowKeys
     skipped: list[int]
     advanced: Advance
 
 
-def window_keys(events: Events) -> tuple[list[bytes], Keys]:
-    """The batch's distinct keys, sorted (neighbours share pages); and the key of each of 2n rows: all rows' customers,
-    then all rows' terminals.
+@dataclass(frozen=True, slots=True)
+class WindowKeys:
+    """A batch's distinct keys, customers first, each kind sorted (neighbours share pages); and the key of each of 2n
+    rows: all rows' customers, then all rows' terminals.
     """
+
+    keys: list[bytes]
+    key_of_row: Keys
+    customers: Customers
+
+
+def window_keys(events: Events) -> WindowKeys:
+    """The keys of a batch's windows."""
     customers, terminals = sorted(set(events.customer_ids)), sorted(set(events.terminal_ids))
-    customer_number = dict(zip(customers, range(len(customers)), strict=True))
-    terminal_number = dict(zip(terminals, range(len(customers), len(customers) + len(terminals)), strict=True))
-    rows = [customer_number[name] for name in events.customer_ids]
-    rows += [terminal_number[name] for name in events.terminal_ids]
-    keys = [b"c" + name.encode() for name in customers] + [b"t" + name.encode() for name in terminals]
-    return keys, np.array(rows, np.int32)
+    number_of_customer = dict(zip(customers, range(len(customers)), strict=True))
+    number_of_terminal = dict(zip(terminals, range(len(customers), len(customers) + len(terminals)), strict=True))
+    rows = [number_of_customer[name] for name in events.customer_ids]
+    rows += [number_of_terminal[name] for name in events.terminal_ids]
+    keys = [_CUSTOMER + name.encode() for name in customers] + [_TERMINAL + name.encode() for name in terminals]
+    places = Customers(
+        len(customers), np.array([terminal_number(name) for name in events.terminal_ids], np.int64), events.place
+    )
+    return WindowKeys(keys, np.array(rows, np.int32), places)
 
 
-def stored_decisions(txn: lmdb.Transaction[Any], transaction_ids: Sequence[str]) -> list[Stored]:
+def stored_decisions(txn: Txn, transaction_ids: Sequence[str]) -> list[Stored]:
     """The rows that were decided earlier, with their decisions; `transaction_ids` are distinct."""
     numbers = [txn.get(_DECISION + name.encode()) for name in transaction_ids]
-    return [
-        Stored(row, _decode(txn.get(_LOG + bytes(number), b"")).decision)
-        for row, number in enumerate(numbers)
-        if number is not None
-    ]
+    found = [(row, _entry(txn, bytes(number))) for row, number in enumerate(numbers) if number is not None]
+    return [Stored(row, entry.decision) for row, entry in found if entry is not None]
 
 
-def advance_windows(
-    txn: lmdb.Transaction[Any], keys: list[bytes], key_of_row: Keys, events: Events, skipped: Sequence[int]
-) -> Advance:
+def find(txn: Txn, transaction_id: str) -> tuple[bytes, _Logged] | None:
+    """The transaction's number and entry, unless it is not known or was erased."""
+    number = txn.get(_DECISION + transaction_id.encode())
+    entry = None if number is None else _entry(txn, bytes(number))
+    return None if number is None or entry is None else (bytes(number), entry)
+
+
+def _entry(txn: Txn, number: bytes) -> _Logged | None:
+    entry = _decode(txn.get(_LOG + number, b""))
+    erased = txn.get(_ERASURE + entry.customer_id.encode())
+    return entry if erased is None or bytes(erased) < number else None
+
+
+def advance_windows(txn: Txn, keys: WindowKeys, events: Events, skipped: Sequence[int]) -> Advance:
     """Both windows of every row. Rows decided earlier were entered then: they are moved to a key of their own."""
-    states = [txn.get(key) for key in keys]  # with views of the pages, twice as fast as getmulti
+    key_of_row = keys.key_of_row
+    states = [txn.get(key) for key in keys.keys]  # with views of the pages, twice as fast as getmulti
     if skipped:
         n = len(events.transaction_ids)
         key_of_row = key_of_row.copy()
@@ -100,11 +122,11 @@ def advance_windows(
         states.append(None)
     event_s = np.concatenate((events.event_s, events.event_s))
     amount_e4 = np.concatenate((events.amount_e4, events.amount_e4))
-    return advance(states, key_of_row, event_s, amount_e4)
+    return advance(states, key_of_row, event_s, amount_e4, keys.customers)
 
 
 def put_batch(
-    txn: lmdb.Transaction[Any],
+    txn: Txn,
     events: Events,
     decisions: Sequence[bytes | None],
     keys: list[bytes],
@@ -114,11 +136,16 @@ def put_batch(
     """Records the rows that have a decision, and the keys' new windows. Raises KeyError if one was decided
     already: the transaction must not be committed then.
     """
+    n = len(events.transaction_ids)
     columns = (events.transaction_ids, events.customer_ids, events.terminal_ids,
-               events.event_s.tolist(), events.amount_e4.tolist(), decisions)  # fmt: skip
+               events.event_s.tolist(), events.amount_e4.tolist(), decisions, _places(events),
+               [UNLABELLED] * n, advanced.windows.is_late[n:].tolist())  # fmt: skip
     entries = [entry for entry in zip(*columns, strict=True) if entry[5] is not None]
     with txn.cursor() as cursor:
         first = max(now_us, _last_number(cursor) + 1)
+        if _has_erasures(cursor):
+            for entry in entries:
+                _forget_erased(txn, entry[0])
         numbers = [number.to_bytes(8, "big") for number in range(first, first + len(entries))]
         log = [(_LOG + number, _encode(entry)) for number, entry in zip(numbers, entries, strict=True)]
         _, num_logged = cursor.putmulti(log, append=True)
@@ -131,7 +158,14 @@ def put_batch(
         cursor.putmulti(states)
 
 
-def log_entries(txn: lmdb.Transaction[Any], after: int = 0) -> Iterator[tuple[int, LogEntry]]:
+def _places(events: Events) -> list[list[float] | None]:
+    """What is logged of where the rows were."""
+    if np.isnan(events.place).all():
+        return [None] * len(events.place)
+    return [None if place[0] != place[0] else place for place in events.place.tolist()]
+
+
+def log_entries(txn: Txn, after: int = 0) -> Iterator[tuple[int, LogEntry]]:
     """Sequence number and entry of everything that was recorded after number `after`, oldest first."""
     with txn.cursor() as cursor:
         if cursor.set_range(_log_key(after + 1)):
@@ -139,7 +173,7 @@ def log_entries(txn: lmdb.Transaction[Any], after: int = 0) -> Iterator[tuple[in
                 yield int.from_bytes(key[1:], "big"), _decode(value)
 
 
-def trim(txn: lmdb.Transaction[Any], max_entries: int, before: int | None = None) -> int:
+def trim(txn: Txn, max_entries: int, before: int | None = None) -> int:
     """Forgets the oldest decisions (those with numbers below `before`), at most `max_entries`; gives how many.
 
     The windows keep what they counted.
@@ -150,9 +184,101 @@ def trim(txn: lmdb.Transaction[Any], max_entries: int, before: int | None = None
             break
         oldest.append((number, entry))
     for number, entry in oldest:
-        txn.delete(_log_key(number))
-        txn.delete(_DECISION + entry.transaction_id.encode())
+        _forget(txn, _log_key(number)[1:], entry.transaction_id)
     return len(oldest)
+
+
+def label(txn: Txn, labels: Mapping[str, bool]) -> list[Labelled]:
+    """Notes what each transaction was, and marks its terminal's windows where that changes what they count."""
+    results: list[Labelled] = []
+    for transaction_id, is_fraud in labels.items():
+        found = find(txn, transaction_id)
+        results.append(Labelled(None if found is None else found[1]))
+        if found is not None:
+            _label_one(txn, *found, FRAUD if is_fraud else GENUINE)
+    return results
+
+
+def _label_one(txn: Txn, number: bytes, entry: _Logged, label: int) -> None:
+    if entry.label == label:
+        return
+    txn.put(_LOG + number, _encode(msgspec.structs.replace(entry, label=label)))
+    if entry.is_late or FRAUD not in (entry.label, label):
+        return
+    key = _TERMINAL + entry.terminal_id.encode()
+    state = txn.get(key)
+    if state is not None:
+        txn.put(key, mark(bytes(state), entry.event_s, is_fraud=label == FRAUD))
+
+
+def erase(txn: Txn, customer_id: str) -> None:
+    """Makes the customer's entries unreadable, deletes the windows, and leaves the rest to `sweep_erased`."""
+    with txn.cursor() as cursor:
+        last = _last_number(cursor)  # not the time: a commit that waits for the lock has taken an earlier one
+    txn.put(_ERASURE + customer_id.encode(), last.to_bytes(8, "big"))
+    txn.delete(_CUSTOMER + customer_id.encode())
+
+
+def erasures(txn: Txn) -> dict[str, bytes]:
+    """Customers whose entries are still to be deleted, and up to which number."""
+    found: dict[str, bytes] = {}
+    with txn.cursor() as cursor:
+        if cursor.set_range(_ERASURE):
+            for key, number in cursor.iternext():
+                if bytes(key) >= _ERASURES_END:
+                    break
+                found[bytes(key)[1:].decode()] = bytes(number)
+    return found
+
+
+def sweep_erased(txn: Txn, erased: Mapping[str, bytes], after: int, max_entries: int) -> int | None:
+    """Deletes the entries of erased customers among the next `max_entries` after number `after`.
+
+    Gives the number to go on after; None at the end of the log.
+    """
+    last = None
+    doomed: list[tuple[bytes, str]] = []
+    for visited, (number, entry) in enumerate(log_entries(txn, after)):
+        if visited == max_entries:
+            break
+        last = number
+        packed = number.to_bytes(8, "big")
+        if packed <= erased.get(entry.customer_id, b""):
+            doomed.append((packed, entry.transaction_id))
+    else:
+        last = None
+    for packed, transaction_id in doomed:
+        _forget(txn, packed, transaction_id)
+    return last
+
+
+def end_erasures(txn: Txn, erased: Mapping[str, bytes], now_us: int) -> None:
+    """Forgets the erasures themselves, those that were not renewed meanwhile, and has the file compacted."""
+    for customer_id, number in erased.items():
+        key = _ERASURE + customer_id.encode()
+        if bytes(txn.get(key, b"")) == number:
+            txn.delete(key)
+    if txn.get(UNCOMPACTED) is None:
+        txn.put(UNCOMPACTED, now_us.to_bytes(8, "big"))
+
+
+def _has_erasures(cursor: lmdb.Cursor[Any]) -> bool:
+    return bool(cursor.set_range(_ERASURE)) and bytes(cursor.key()) < _ERASURES_END
+
+
+def _forget_erased(txn: Txn, transaction_id: str) -> None:
+    """Makes room for a new decision where the one before was erased and not yet deleted."""
+    number = txn.get(_DECISION + transaction_id.encode())
+    if number is not None and _entry(txn, bytes(number)) is None:
+        _forget(txn, bytes(number), transaction_id)
+
+
+def _forget(txn: Txn, number: bytes, transaction_id: str) -> None:
+    """Deletes an entry, and its index unless that leads to a newer one."""
+    txn.delete(_LOG + number)
+    key = _DECISION + transaction_id.encode()
+    if bytes(txn.get(key, b"")) == number:
+        txn.delete(key)
 
 
 def _log_key(number: int) -> bytes:

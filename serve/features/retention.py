@@ -5,17 +5,20 @@ Takes an open database; deletes in short transactions, so that no commit waits l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kernels.windows import LATENESS_S, WINDOW_S
+from kernels.windows import LATENESS_S, RETAINED_S
 from serve.features import records
 from serve.features.database import Database
 
 if TYPE_CHECKING:
     import lmdb
 
-IDLE_S = WINDOW_S[-1] + LATENESS_S
+Audit = Callable[[str, Mapping[str, object]], None]
+"""Told an event's name and its details."""
+
+IDLE_S = RETAINED_S[-1] + LATENESS_S
 """An event this much older than another of its key is in none of its windows, however late that one is."""
 _ENTRIES_PER_TRANSACTION, _TRANSACTIONS_PER_ROUND = 128, 8
 _KEYS_PER_ROUND = 256
@@ -28,8 +31,9 @@ class Retention:
     ones keeps its own: a key is idle when it is `IDLE_S` behind the newest event this process recorded, or the clock.
     """
 
-    def __init__(self, max_age_s: float, wall_clock_s: Callable[[], float]) -> None:
+    def __init__(self, max_age_s: float, wall_clock_s: Callable[[], float], on_audit: Audit) -> None:
         self._max_age_s = max_age_s
+        self._on_audit = on_audit
         self._wall_clock_s = wall_clock_s
         self._newest_event_s = 0
         self._next_key = records.WINDOWS_BEGIN
@@ -41,30 +45,37 @@ class Retention:
     def run(self, database: Database) -> None:
         """One round: at most 1,024 decisions and the windows of at most 256 keys."""
         now_s = self._wall_clock_s()
-        _expire(database, int((now_s - self._max_age_s) * 1e6))
-        self._sweep(database, min(int(now_s), self._newest_event_s) - IDLE_S)
+        num_expired = _expire(database, int((now_s - self._max_age_s) * 1e6))
+        num_idle = self._sweep(database, min(int(now_s), self._newest_event_s) - IDLE_S)
+        if num_expired or num_idle:
+            self._on_audit("expired", {"decisions": num_expired, "windows": num_idle})
 
-    def _sweep(self, database: Database, before_s: int) -> None:
+    def _sweep(self, database: Database, before_s: int) -> int:
         with database.env.begin(buffers=True) as txn:
             idle, self._next_key = _idle_keys(txn, self._next_key, before_s)
         if not idle:
-            return
+            return 0
         with database.env.begin(write=True) as txn:
             for key in idle:
                 state = txn.get(key)
                 if state is not None and _newest_event_s(state) < before_s:
                     txn.delete(key)
+        return len(idle)
 
 
-def _expire(database: Database, before: int) -> None:
+def _expire(database: Database, before: int) -> int:
     with database.env.begin() as txn:
         oldest = next(records.log_entries(txn), None)
     if oldest is None or oldest[0] >= before:
-        return
+        return 0
+    num_expired = 0
     for _ in range(_TRANSACTIONS_PER_ROUND):
         with database.env.begin(write=True) as txn:
-            if records.trim(txn, _ENTRIES_PER_TRANSACTION, before) < _ENTRIES_PER_TRANSACTION:
-                return
+            num_trimmed = records.trim(txn, _ENTRIES_PER_TRANSACTION, before)
+        num_expired += num_trimmed
+        if num_trimmed < _ENTRIES_PER_TRANSACTION:
+            break
+    return num_expired
 
 
 def _idle_keys(txn: lmdb.Transaction[Any], begin: bytes, before_s: int) -> tuple[list[bytes], bytes]:

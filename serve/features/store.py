@@ -1,16 +1,19 @@
 """The seam to a feature store: what the fraud pipeline reads before it scores and records before it answers.
 
-A store serves one thread at a time (the pipeline's runner); `commit` runs in a writer of the store's own. Several
-processes may open the same store: each batch sees everything that any of them committed before it began.
+`fetch` and `commit` serve one thread at a time (the pipeline's runner), and `commit` runs in a writer of the store's
+own; any thread may call the rest beside them, and waits. Several processes may open the same store: each batch sees
+everything that any of them committed before it began.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from serve.features.windows import Ints, Windows
+import msgspec
+
+from serve.features.windows import Floats, Ints, Windows
 
 FailureKind = Literal["late", "busy", "full", "damaged", "replaced", "unavailable", "closed", "breaker_open", "error"]
 
@@ -24,6 +27,8 @@ class Events:
     terminal_ids: Sequence[str]
     event_s: Ints
     amount_e4: Ints
+    place: Floats
+    """float64 [n, 2]: latitude and longitude, NaN where they are not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,31 @@ class Fetched:
     """The store's own: what `commit` needs to know of the state the batch was read in."""
 
 
+UNLABELLED, GENUINE, FRAUD = -1, 0, 1
+"""What is known of a transaction in the end; each takes one byte, so that an entry replaces itself in its place."""
+
+
+class LogEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One event and its decision: what a replay needs to rebuild the windows, and a retry to be answered alike."""
+
+    transaction_id: str
+    customer_id: str
+    terminal_id: str
+    event_s: int
+    amount_e4: int
+    decision: bytes
+    place: tuple[float, float] | None = None
+    """Latitude and longitude."""
+    label: int = UNLABELLED
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What a label met: the entry as it was before, or None where the transaction is not known."""
+
+    entry: LogEntry | None
+
+
 class FeatureStore(Protocol):
     """Raises `StoreFailed` and nothing else; after one, the caller may go on calling."""
 
@@ -59,6 +89,23 @@ class FeatureStore(Protocol):
 
         Returns the rows that another process decided in the meantime, with its decision, which stands. Raises
         StoreFailed when it is not done by `deadline_ns`; it may still be done later.
+        """
+        ...
+
+    def find(self, transaction_id: str) -> LogEntry | None:
+        """The transaction's event and decision; None: not known, or forgotten."""
+        ...
+
+    def label(self, labels: Mapping[str, bool]) -> list[Labelled]:
+        """Notes of each transaction, by id, whether it was fraud, and has its terminal's risk count it; at most 1 024
+        of them, in one transaction. A label may be given again, and changed.
+        """
+        ...
+
+    def erase(self, customer_id: str) -> None:
+        """Makes everything about a customer unreadable now; it leaves the disk when the store is next compacted.
+
+        Counts of the terminals stay: they name nobody.
         """
         ...
 

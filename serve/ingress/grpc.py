@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _OTHER_BUDGET_MS = 60_000.0
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
-DirectMethod = Callable[[bytes], bytes]
+DirectMethod = Callable[[bytes, RequestContext], bytes | Awaitable[bytes]]
 """Answered in the listener's thread: health, metadata, configuration. Raises HeadroomError."""
 RouteOf = Callable[[bytes], Route]
 """The route of a message: a method that serves many models looks into it. Raises NotFound or NotReady."""
@@ -164,7 +164,8 @@ class GrpcListener:
         body = b""
         if error is None:
             try:
-                body = self.direct[path](payload)
+                answer = self.direct[path](payload, context)
+                body = answer if isinstance(answer, bytes) else await answer
             except HeadroomError as known:
                 error = known
             except Exception:

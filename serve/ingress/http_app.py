@@ -5,7 +5,7 @@ Starlette, because none of this is on a hot path. What it shows comes from a `Se
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -56,11 +56,12 @@ class ServerView(Protocol):
     def hot_paths(self) -> Mapping[str, str]: ...
 
 
-def main_app(view: ServerView) -> Starlette:
-    """The application of the HTTP port."""
+def main_app(view: ServerView, of_pipelines: Sequence[tuple[str, str, Handler]] = ()) -> Starlette:
+    """The application of the HTTP port; pipelines bring (method, path, handler) of what is theirs and not hot."""
     model = "/v2/models/{model}"
     version = model + "/versions/{version}"
     handlers: list[tuple[str, str, Handler]] = [
+        *of_pipelines,
         ("GET", "/v2/health/live", _health(view.is_live, view.readiness_problem)),
         ("GET", "/v2/health/ready", _health(view.is_ready, view.readiness_problem)),
         ("GET", "/-/healthz", _health(view.is_ready, view.readiness_problem)),

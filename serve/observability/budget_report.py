@@ -11,9 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from serve.observability.folder import Snapshot
-from serve.observability.latency import WINDOW_S, quantile_ns, window_counts
-from serve.observability.metrics import (
+from serve.observability.families import (
     BUDGET,
     DEGRADED,
     MET,
@@ -25,6 +23,8 @@ from serve.observability.metrics import (
     TOTAL,
     Family,
 )
+from serve.observability.folder import Snapshot
+from serve.observability.latency import WINDOW_S, quantile_ns, window_counts
 from serve.observability.shared import Slots
 
 

@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from serve.observability.families import FAMILIES, Family
 from serve.observability.folder import Snapshot
-from serve.observability.metrics import FAMILIES, Family
 from serve.observability.shared import Kind, Slots
 
 

@@ -1,4 +1,4 @@
-"""Every metric of the server, and what records them.
+"""What records the server's metrics.
 
 Arrays of a batch's latencies, counts and states enter, from the listeners' and runners' threads, once per batch; they
 stay in this process's metrics file. `Metrics.snapshot` gives the whole server's, for `/metrics` and `/v2/budgets`.
@@ -12,121 +12,46 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from serve.observability.families import (
+    BATCH_ITEMS,
+    BUDGET,
+    BUILD_INFO,
+    CONNECTIONS,
+    DEGRADED,
+    FEATURE_PSI,
+    IN_FLIGHT,
+    LABELLED,
+    LABELLED_STOPPED,
+    MET,
+    MISSED,
+    OVERFLOW,
+    QUALITY,
+    QUEUE_ITEMS,
+    REFUSALS,
+    REFUSED,
+    REJECTIONS,
+    REQUEST_DURATION,
+    REQUEST_WINDOW,
+    REQUESTS,
+    SCORE_DRIFT,
+    SHADOW,
+    SHADOW_DIFFERENCE,
+    STAGE_DURATION,
+    STAGE_WINDOW,
+    STORE_EVENTS,
+    STORE_STATE,
+    TOTAL,
+    Family,
+)
 from serve.observability.folder import MetricsFolder, Snapshot
-from serve.observability.latency import BOUNDS_NS, PUBLISHED_MS, WINDOW_SLOTS, LatencyRecorder
-from serve.observability.shared import Kind, MetricsFile, Series, Slots
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A metric; labels come from closed sets. `bounds` are a histogram's stored buckets, `published` those shown."""
-
-    name: str
-    kind: Kind
-    labels: tuple[str, ...]
-    help: str
-    bounds: tuple[float, ...] = ()
-    published: tuple[float, ...] = ()
-
-    @property
-    def num_slots(self) -> int:
-        """Slots of one series: a histogram's are its sum, then a count per bucket, the last one above all bounds."""
-        if self.kind is Kind.WINDOW:
-            return WINDOW_SLOTS
-        return 2 + len(self.bounds) if self.kind is Kind.HISTOGRAM else 1
-
-    def series(self, *labels: str) -> Series:
-        """The series with these label values, in the order of `labels`."""
-        return Series(self.kind, self.name, labels, self.num_slots)
-
-
-_FINE_S: Final = tuple((BOUNDS_NS / 1e9).tolist())
-_STAGE_S: Final = tuple(ms / 1e3 for ms in PUBLISHED_MS)
-_REQUEST_S: Final = tuple(s for s in _STAGE_S if s >= 0.0005)
-_BATCH_ITEMS: Final = tuple(float(2**power) for power in range(13))
-
-TOTAL: Final = "total"
-"""Value of the `stage` label for a pipeline's whole budget; no stage may be called so."""
-
-_PIPELINE, _STAGE = ("pipeline",), ("pipeline", "stage")
-
-REQUESTS: Final = Family(
-    "headroom_requests_total",
-    Kind.COUNTER,
-    ("protocol", "endpoint", "status"),
-    "Requests answered, by protocol, endpoint and status.",
-)
-REQUEST_DURATION: Final = Family(
-    "headroom_request_duration_seconds",
-    Kind.HISTOGRAM,
-    _PIPELINE,
-    "Time from a request's arrival to its answer.",
-    _FINE_S,
-    _REQUEST_S,
-)
-STAGE_DURATION: Final = Family(
-    "headroom_stage_duration_seconds",
-    Kind.HISTOGRAM,
-    _STAGE,
-    "Time an item spent in a stage: that of its batch.",
-    _FINE_S,
-    _STAGE_S,
-)
-IN_FLIGHT: Final = Family(
-    "headroom_requests_in_flight", Kind.GAUGE_SUM, ("protocol",), "Requests taken and not yet answered."
-)
-MET: Final = Family("headroom_budget_met_total", Kind.COUNTER, _PIPELINE, "Requests answered within their budget.")
-MISSED: Final = Family(
-    "headroom_budget_missed_total", Kind.COUNTER, _PIPELINE, "Requests answered late, or not at all."
-)
-DEGRADED: Final = Family(
-    "headroom_budget_degraded_total", Kind.COUNTER, _PIPELINE, "Requests answered from a lower rung of the ladder."
-)
-REFUSED: Final = Family(
-    "headroom_budget_refused_total", Kind.COUNTER, _PIPELINE, "Requests refused before their work began."
-)
-BUDGET: Final = Family(
-    "headroom_budget_seconds",
-    Kind.GAUGE_MAX,
-    _STAGE,
-    f"Published budget of a stage; the whole pipeline's is that of stage {TOTAL}.",
-)
-BATCH_ITEMS: Final = Family(
-    "headroom_batch_items", Kind.HISTOGRAM, _PIPELINE, "Items per executed batch.", _BATCH_ITEMS, _BATCH_ITEMS
-)
-QUEUE_ITEMS: Final = Family("headroom_queue_items", Kind.GAUGE_SUM, _PIPELINE, "Items waiting for the next batch.")
-REFUSALS: Final = Family("headroom_refusals_total", Kind.COUNTER, ("pipeline", "reason"), "Refused requests by reason.")
-REJECTIONS: Final = Family(
-    "headroom_rejections_total",
-    Kind.COUNTER,
-    ("protocol", "reason"),
-    "Connections and requests turned away at the edge by a bound, by reason.",
-)
-CONNECTIONS: Final = Family("headroom_connections", Kind.GAUGE_SUM, ("protocol",), "Open client connections.")
-STORE_EVENTS: Final = Family("headroom_store_events_total", Kind.COUNTER, ("event",), "Feature store events.")
-STORE_STATE: Final = Family(
-    "headroom_store_state", Kind.GAUGE_MAX, ("name",), "Feature store states; the largest of all replicas."
-)
-OVERFLOW: Final = Family(
-    "headroom_metrics_overflow_total", Kind.COUNTER, (), "Recordings lost because a metrics file was full."
-)
-BUILD_INFO: Final = Family("headroom_build_info", Kind.GAUGE_MAX, ("version", "python"), "Versions of live replicas.")
-
-FAMILIES: Final = (
-    *(REQUESTS, REQUEST_DURATION, STAGE_DURATION, IN_FLIGHT, MET, MISSED, DEGRADED, REFUSED, BUDGET, BATCH_ITEMS),
-    *(QUEUE_ITEMS, REFUSALS, REJECTIONS, CONNECTIONS, STORE_EVENTS, STORE_STATE, OVERFLOW, BUILD_INFO),
-)
-"""What Prometheus is shown, in this order."""
-
-REQUEST_WINDOW: Final = Family("headroom_request_window", Kind.WINDOW, _PIPELINE, "Last minute of request durations.")
-STAGE_WINDOW: Final = Family("headroom_stage_window", Kind.WINDOW, _STAGE, "Last minute of stage durations.")
+from serve.observability.latency import LatencyRecorder
+from serve.observability.shared import MetricsFile, Slots
 
 METRICS_FOLDER: Final = "metrics"
 """Folder of the metrics files within a run folder."""
@@ -134,7 +59,7 @@ METRICS_FOLDER: Final = "metrics"
 Clock = Callable[[], int]
 
 
-class _Recorder:
+class Recorder:
     """Values of one metrics file. Its lock guards read-modify-write between threads; it is held for microseconds."""
 
     def __init__(self, file: MetricsFile, clock_ns: Clock) -> None:
@@ -169,7 +94,7 @@ class _Recorder:
         return self._slots(family, labels)[:1].data.cast("B").cast("d")
 
 
-class PipelineMetrics(_Recorder):
+class PipelineMetrics(Recorder):
     """Records one pipeline's batches. Thread-safe; each call costs microseconds (`benchmarks/metrics_cost.py`)."""
 
     def __init__(self, file: MetricsFile, clock_ns: Clock, name: str, stages: Sequence[str]) -> None:
@@ -226,7 +151,36 @@ class PipelineMetrics(_Recorder):
         self._queue_items[0] = waiting_items
 
 
-class Metrics(_Recorder):
+class FraudMetrics(Recorder):
+    """Records labels, drift and the version in shadow. Thread-safe."""
+
+    def count_label(self, part: int, *, is_fraud: bool, is_stopped: bool, by: int) -> None:
+        """Counts a label that was given (`by` 1) or taken back (-1)."""
+        fraud, change = str(is_fraud).lower(), "given" if by > 0 else "taken_back"
+        self._add(LABELLED, (str(part), fraud, change), 1)
+        if is_stopped:
+            self._add(LABELLED_STOPPED, (fraud, change), 1)
+
+    def set_quality(self, measures: Mapping[str, float]) -> None:
+        """Sets what labels say, by measure."""
+        for name, value in measures.items():
+            self._set(QUALITY, (name,), value)
+
+    def set_drift(self, feature_psi: Mapping[str, float], score: Mapping[str, float]) -> None:
+        """Sets distances from training, by feature, and of the score by measure."""
+        for feature, value in feature_psi.items():
+            self._set(FEATURE_PSI, (feature,), value)
+        for measure, value in score.items():
+            self._set(SCORE_DRIFT, (measure,), value)
+
+    def count_shadow(self, agreement: Mapping[tuple[str, str], int], absolute_difference: float) -> None:
+        """Counts transactions by (what served, what the shadow would have done)."""
+        for labels, n in agreement.items():
+            self._add(SHADOW, labels, n)
+        self._add(SHADOW_DIFFERENCE, (), absolute_difference)
+
+
+class Metrics(Recorder):
     """Records one replica process; `snapshot` sees all of them. Thread-safe."""
 
     def __init__(self, folder: MetricsFolder, file: MetricsFile, clock_ns: Clock = time.monotonic_ns) -> None:
@@ -273,6 +227,10 @@ class Metrics(_Recorder):
             pipeline = self._pipelines[name]
         pipeline.publish_budgets(budget_ms, stage_budgets_ms)
         return pipeline
+
+    def fraud(self) -> FraudMetrics:
+        """The recorder of what the fraud pipeline watches beside its budget."""
+        return FraudMetrics(self._file, self._clock_ns)
 
     def count_requests(self, protocol: str, endpoint: str, status: str, n: int = 1) -> None:
         """Counts answered requests; `endpoint` is a route's template, never a path as sent."""

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as oip
 
-NUM_FEATURES = 25
+NUM_FEATURES = 30
 REQUIRED = ("transaction_id", "customer_id", "terminal_id", "amount", "timestamp")
 TENSOR = struct.pack(f"<{NUM_FEATURES}f", *range(NUM_FEATURES))
 
@@ -152,7 +152,7 @@ def wrong_binary_infers(draw: st.DrawFn) -> tuple[bytes, str]:
 @st.composite
 def wrong_messages(draw: st.DrawFn) -> bytes:
     """A ModelInferRequest with one thing wrong with it."""
-    message = oip.ModelInferRequest(model_name="fraud_xgboost")
+    message = oip.ModelInferRequest(model_name="creditcard")
     tensor = message.inputs.add(name="input__0", datatype="FP32", shape=[1, NUM_FEATURES])
     message.raw_input_contents.append(np.zeros(NUM_FEATURES, np.float32).tobytes())
     text = st.text(min_size=1, max_size=20).filter(lambda text: not text.isdigit())

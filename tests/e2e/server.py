@@ -77,6 +77,14 @@ class Server:
     def run_dir(self) -> Path:
         return self.folder / "run"
 
+    @property
+    def features_dir(self) -> Path:
+        return self.folder / "features"
+
+    @property
+    def audit_log(self) -> Path:
+        return self.folder / "audit.log"
+
     def set_config(self, **overrides: Any) -> None:
         """serve_config.yaml with this server's ports and folders, and `overrides` of `args` by path (`a__b`)."""
         self.config = _config(self, overrides)

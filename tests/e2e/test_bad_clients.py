@@ -157,7 +157,7 @@ def test_what_is_no_grpc_ends_the_connection(server: Server, sent: bytes) -> Non
         ({"Origin": "http://127.0.0.1:1"}, 403),
     ],
 )
-@pytest.mark.parametrize("target", [SCORE, "/v2/models/fraud_xgboost/infer", "/v2"])
+@pytest.mark.parametrize("target", [SCORE, "/v2/models/creditcard/infer", "/v2"])
 def test_foreign_pages_and_names_are_forbidden(
     client: RawClient, target: str, headers: dict[str, str], status: int
 ) -> None:

@@ -33,7 +33,7 @@ from protos.headroom.fraud.v1 import fraud_pb2 as pb
 
 pytestmark = pytest.mark.e2e
 
-SCORE, BATCH, INFER = "/v1/fraud/score", "/v1/fraud/score:batch", "/v2/models/fraud_xgboost/infer"
+SCORE, BATCH, INFER = "/v1/fraud/score", "/v1/fraud/score:batch", "/v2/models/creditcard/infer"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 GRPC_SCORE = "/headroom.fraud.v1.FraudService/Score"
 GRPC_INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -247,7 +247,7 @@ DEEP_BODIES: dict[str, bytes] = {
     "a field of a transaction": b'{"transactions":[{"amount":' + DEEP + b"}]}",
     "an unknown field": b'{"transactions":[{"a":' + DEEP + b"}]}",
     "inputs": b'{"inputs":' + DEEP + b"}",
-    "data": b'{"inputs":[{"name":"input__0","shape":[1,25],"datatype":"FP32","data":' + DEEP + b"}]}",
+    "data": b'{"inputs":[{"name":"input__0","shape":[1,30],"datatype":"FP32","data":' + DEEP + b"}]}",
     "parameters": b'{"inputs":[],"parameters":{"a":' + DEEP + b"}}",
 }
 

@@ -20,7 +20,7 @@ from protos.headroom.fraud.v1.fraud_pb2_grpc import FraudServiceStub
 
 pytestmark = pytest.mark.e2e
 
-MODEL = "fraud_xgboost"
+MODEL = "fraud_ensemble"
 FILE = "xgboost.ubj"
 
 
@@ -84,25 +84,26 @@ def test_readiness_and_index_say_why_the_newer_does_not_serve(newer_is_damaged: 
     assert (found[MODEL, "1"]["state"], found[MODEL, "2"]["state"]) == ("READY", "UNAVAILABLE")
     assert FILE in found[MODEL, "2"]["reason"]
     only_ready = newer_is_damaged.call("POST", "/v2/repository/index", b'{"ready": true}')[1]
-    assert {(model["name"], model["version"]) for model in json.loads(only_ready)} == {(MODEL, "1"), ("fraud", "1")}
+    ready = {(model["name"], model["version"]) for model in json.loads(only_ready)}
+    assert ready == {(MODEL, "1"), ("creditcard", "1"), ("fraud", "1")}
 
 
 @pytest.mark.parametrize("version", ["", "1"])
 def test_infer_goes_to_the_version_that_serves(newer_is_damaged: Server, version: str) -> None:
-    tensor = tritonclient.grpc.InferInput("input__0", [1, 25], "FP32")
-    tensor.set_data_from_numpy(np.zeros((1, 25), np.float32))
+    tensor = tritonclient.grpc.InferInput("input__0", [1, 33], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 33), np.float32))
     with tritonclient.grpc.InferenceServerClient(newer_is_damaged.grpc) as client:
         result = client.infer(MODEL, [tensor], model_version=version)
         assert result.get_response().model_version == "1"
 
 
 def test_infer_of_the_damaged_version_says_why(newer_is_damaged: Server) -> None:
-    body = {"inputs": [{"name": "input__0", "shape": [1, 25], "datatype": "FP32", "data": [0.0] * 25}]}
+    body = {"inputs": [{"name": "input__0", "shape": [1, 33], "datatype": "FP32", "data": [0.0] * 33}]}
     status, answer, _ = newer_is_damaged.post(f"/v2/models/{MODEL}/versions/2/infer", body)
     assert status == 503, answer
     assert FILE in answer["error"]
-    tensor = tritonclient.grpc.InferInput("input__0", [1, 25], "FP32")
-    tensor.set_data_from_numpy(np.zeros((1, 25), np.float32))
+    tensor = tritonclient.grpc.InferInput("input__0", [1, 33], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 33), np.float32))
     with (
         tritonclient.grpc.InferenceServerClient(newer_is_damaged.grpc) as client,
         pytest.raises(InferenceServerException, match=FILE),

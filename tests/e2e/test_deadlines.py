@@ -80,7 +80,7 @@ def test_the_next_request_is_answered_in_full_after_a_late_one(server: Server) -
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "ten", "", "3600001", "1e400", "1,2", "0x10"])
-@pytest.mark.parametrize("path", ["/v1/fraud/score", "/v2/models/fraud_xgboost/infer", "/v2/health/live"])
+@pytest.mark.parametrize("path", ["/v1/fraud/score", "/v2/models/creditcard/infer", "/v2/health/live"])
 def test_a_wrong_timeout_is_400_and_names_the_header(server: Server, path: str, value: str) -> None:
     method = "GET" if path.endswith("live") else "POST"
     status, body, _ = server.call(method, path, b"{}" if method == "POST" else None, {"X-Request-Timeout-Ms": value})
@@ -132,26 +132,26 @@ def test_a_wrong_timeout_over_grpc_is_invalid_argument_and_names_it(server: Serv
 
 
 def rows(module: Any, num: int) -> Any:
-    tensor = module.InferInput("input__0", [num, 25], "FP32")
-    tensor.set_data_from_numpy(np.zeros((num, 25), np.float32))
+    tensor = module.InferInput("input__0", [num, 30], "FP32")
+    tensor.set_data_from_numpy(np.zeros((num, 30), np.float32))
     return [tensor]
 
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_the_timeout_parameter_of_the_protocol_is_kept_over_http(server: Server, compression: str | None) -> None:
     with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://")) as client:
-        client.infer("fraud_xgboost", rows(tritonclient.http, NUM_ROWS))
+        client.infer("creditcard", rows(tritonclient.http, NUM_ROWS))
         with pytest.raises(InferenceServerException) as late:
-            client.infer("fraud_xgboost", rows(tritonclient.http, NUM_ROWS), timeout=1,
+            client.infer("creditcard", rows(tritonclient.http, NUM_ROWS), timeout=1,
                          request_compression_algorithm=compression)  # fmt: skip
     assert late.value.status() in ("429", "504")
 
 
 def test_the_timeout_parameter_of_the_protocol_is_kept_over_grpc(server: Server) -> None:
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
-        client.infer("fraud_xgboost", rows(tritonclient.grpc, NUM_ROWS))
+        client.infer("creditcard", rows(tritonclient.grpc, NUM_ROWS))
         with pytest.raises(InferenceServerException) as late:
-            client.infer("fraud_xgboost", rows(tritonclient.grpc, NUM_ROWS), timeout=1)
+            client.infer("creditcard", rows(tritonclient.grpc, NUM_ROWS), timeout=1)
     assert late.value.status() in ("StatusCode.DEADLINE_EXCEEDED", "StatusCode.RESOURCE_EXHAUSTED")
 
 
@@ -159,4 +159,4 @@ def test_the_client_timeout_of_tritonclient_ends_the_call(server: Server) -> Non
     many = rows(tritonclient.grpc, NUM_ROWS)
     late = pytest.raises(InferenceServerException, match="Deadline Exceeded")
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client, late:
-        client.infer("fraud_xgboost", many, client_timeout=0.0005)
+        client.infer("creditcard", many, client_timeout=0.0005)

@@ -45,8 +45,8 @@ def test_a_unary_call_answers_with_ids_and_stage_times_in_the_trailing_metadata(
     assert 0 <= answer.fraud_probability <= 1
     assert answer.decision != pb.DECISION_KIND_UNSPECIFIED
     assert answer.risk_level in ("low", "medium", "high", "critical")
-    assert dict(answer.scores) == {"fraud_xgboost": answer.fraud_probability}
-    assert answer.model_version == "fraud_xgboost:1"
+    assert set(answer.scores) == {"xgboost", "lightgbm", "isolation_forest", "neural_network"}
+    assert answer.model_version == "fraud_ensemble:1"
     found = trailing(call)
     assert (found["x-request-id"], found["traceparent"]) == ("order-17", TRACE)
     times_ms = dict(re.findall(r"(\w+);dur=([\d.]+)", found["server-timing"]))

@@ -24,7 +24,9 @@ FIELDS = {
     "reasons",
     "degraded",
     "model_version",
+    "unexplained",
 }
+MEMBERS = {"xgboost", "lightgbm", "isolation_forest", "neural_network"}
 STAGES = {"decode", "fetch_features", "assemble_row", "score", "explain", "decide"}
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -46,8 +48,9 @@ def test_the_answer_has_the_documented_shape(server: Server) -> None:
     assert 0 <= answer["fraud_probability"] <= 1
     assert answer["decision"] in ("approve", "review", "decline")
     assert answer["risk_level"] in ("low", "medium", "high", "critical")
-    assert answer["scores"] == {"fraud_xgboost": answer["fraud_probability"]}
-    assert answer["model_version"] == "fraud_xgboost:1"
+    assert set(answer["scores"]) == MEMBERS
+    assert all(0 <= score <= 1 for score in answer["scores"].values())
+    assert answer["model_version"] == "fraud_ensemble:1"
 
 
 def test_a_time_in_rfc_3339_means_the_same_as_seconds(server: Server) -> None:

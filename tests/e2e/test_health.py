@@ -32,9 +32,9 @@ def channel(server: Server) -> Iterator[grpc.Channel]:
         "/v2/health/ready",
         "/-/healthz",
         "/v2/models/fraud/ready",
-        "/v2/models/fraud_xgboost/ready",
+        "/v2/models/creditcard/ready",
         "/v2/models/fraud/versions/1/ready",
-        "/v2/models/fraud_xgboost/versions/1/ready",
+        "/v2/models/creditcard/versions/1/ready",
     ],
 )
 def test_health_is_200_without_a_body_and_head_agrees(server: Server, path: str) -> None:
@@ -47,8 +47,8 @@ def test_health_is_200_without_a_body_and_head_agrees(server: Server, path: str)
     [
         ("/v2/models/nope/ready", "nope"),
         ("/v2/models/fraud/versions/9/ready", "9"),
-        ("/v2/models/fraud_xgboost/versions/9/ready", "9"),
-        ("/v2/models/fraud_xgboost/versions/one/ready", "one"),
+        ("/v2/models/creditcard/versions/9/ready", "9"),
+        ("/v2/models/creditcard/versions/one/ready", "one"),
     ],
 )
 def test_a_model_or_version_nobody_serves_is_not_ready_and_the_answer_names_it(
@@ -62,7 +62,7 @@ def test_a_model_or_version_nobody_serves_is_not_ready_and_the_answer_names_it(
 def test_routes_names_every_hot_path_as_ray_serve_would(server: Server) -> None:
     status, body = server.get("/-/routes")
     assert status == 200
-    expected = {"/v1/fraud/score", "/v1/fraud/score:batch", "/v2/models/fraud/infer", "/v2/models/fraud_xgboost/infer"}
+    expected = {"/v1/fraud/score", "/v1/fraud/score:batch", "/v2/models/fraud/infer", "/v2/models/creditcard/infer"}
     assert expected <= set(json.loads(body))
 
 

@@ -121,9 +121,9 @@ def test_a_target_may_be_percent_encoded_and_have_a_query(client: RawClient, tar
     assert answered(client.request("POST", target, json.dumps(transaction()).encode())).status == 200
 
 
-@pytest.mark.parametrize("target", ["/v2/models/fraud%5Fxgboost", "/v2/models/fraud_xgboost?a=b"])
+@pytest.mark.parametrize("target", ["/v2/models/fraud%5Fensemble", "/v2/models/fraud_ensemble?a=b"])
 def test_a_model_s_name_may_be_percent_encoded(client: RawClient, target: str) -> None:
-    assert answered(client.request("GET", target)).json()["name"] == "fraud_xgboost"
+    assert answered(client.request("GET", target)).json()["name"] == "fraud_ensemble"
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "nope\0", "<script>", "ü", "x" * 3000, "%"])

@@ -117,7 +117,7 @@ def test_a_small_body_that_unfolds_into_a_large_one_is_413(tiny: Server) -> None
 
     bomb = gzip.compress(b" " * 100 * MAX_BODY_BYTES)
     assert len(bomb) < MAX_BODY_BYTES
-    status, answer, _ = tiny.post("/v2/models/fraud_xgboost/infer", bomb, Content_Encoding="gzip")
+    status, answer, _ = tiny.post("/v2/models/creditcard/infer", bomb, Content_Encoding="gzip")
     assert (status, answer["kind"]) == (413, "too_large")
 
 

@@ -24,8 +24,8 @@ from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.e2e
 
-MODEL, PIPELINE = "fraud_xgboost", "fraud"
-NUM_FEATURES = 25
+MODEL, PIPELINE = "creditcard", "fraud"
+NUM_FEATURES = 30
 MODEL_FILE = ROOT / "model_repository" / MODEL / "1" / "xgboost.ubj"
 
 
@@ -116,14 +116,14 @@ def test_config_is_the_model_s_own_and_a_pipeline_is_an_ensemble_of_its_models(c
     config = caller.json("get_model_config", PIPELINE)
     config = config if caller.is_http else config["config"]
     assert config["platform"] == "ensemble"
-    assert [step["model_name"] for step in config["ensemble_scheduling"]["step"]] == [MODEL]
+    assert [step["model_name"] for step in config["ensemble_scheduling"]["step"]] == ["fraud_ensemble"]
 
 
 def test_the_repository_index_lists_what_serves(caller: Caller) -> None:
     index = caller.json("get_model_repository_index")
     models = index if caller.is_http else index["models"]
     assert {(model["name"], model["version"], model["state"]) for model in models} == {
-        (MODEL, "1", "READY"), (PIPELINE, "1", "READY"),
+        (MODEL, "1", "READY"), ("fraud_ensemble", "1", "READY"), (PIPELINE, "1", "READY"),
     }  # fmt: skip
 
 

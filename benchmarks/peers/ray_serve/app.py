@@ -24,7 +24,7 @@ class Model:
         rows = np.array(tensor["data"], np.float32).reshape(tensor["shape"])
         scores = self._booster.inplace_predict(rows)
         output = {"name": "output__0", "datatype": "FP32", "shape": [len(scores), 1], "data": scores.tolist()}
-        return {"model_name": "fraud_xgboost", "model_version": "1", "outputs": [output]}
+        return {"model_name": "creditcard", "model_version": "1", "outputs": [output]}
 
 
 def build(args: dict[str, str]) -> Any:

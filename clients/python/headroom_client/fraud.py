@@ -72,7 +72,9 @@ class TransactionFields(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One feature's part in a decision; `contribution` is in log-odds, `text` is for people."""
+    """One feature's part in a decision; `contribution` is in log-odds, `text` is for people. `value` is NaN where the
+    server did not know it; a rule's contribution is 0.
+    """
 
     feature: str
     value: float
@@ -99,6 +101,8 @@ class Decision:
     model_version: str
     server_timing: ServerTiming
     request_id: str
+    unexplained: float = 0.0
+    """Part of the log-odds that comes from models that cannot say why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class ScoreCodec(_Codec):
         outcome = outcomes[0]
         if isinstance(outcome, HeadroomError):
             raise placed(outcome, "transaction")
-        return _encoded(_response(outcome))
+        return _encoded(response(outcome))
 
 
 class ScoreStreamCodec(ScoreCodec):
@@ -135,8 +135,9 @@ def _transaction_id(payload: bytes) -> str:
         return ""
 
 
-def _response(decision: Decision) -> Any:
-    response = pb.ScoreResponse(
+def response(decision: Decision) -> Any:
+    """The ScoreResponse of a decision."""
+    message = pb.ScoreResponse(
         transaction_id=decision.transaction_id,
         fraud_probability=decision.fraud_probability,
         decision=_KINDS[decision.decision],
@@ -144,16 +145,17 @@ def _response(decision: Decision) -> Any:
         scores=decision.scores,
         degraded=decision.degraded,
         model_version=decision.model_version,
+        unexplained=decision.unexplained,
     )
     for reason in decision.reasons:
         value = float("nan") if reason.value is None else reason.value
-        response.reasons.add(feature=reason.feature, value=value, contribution=reason.contribution, text=reason.text)
-    return response
+        message.reasons.add(feature=reason.feature, value=value, contribution=reason.contribution, text=reason.text)
+    return message
 
 
 def _result(outcome: Outcome[Decision], transaction_id: str, base: str) -> Any:
     if not isinstance(outcome, HeadroomError):
-        return pb.ScoreResult(response=_response(outcome), transaction_id=transaction_id)
+        return pb.ScoreResult(response=response(outcome), transaction_id=transaction_id)
     outcome = placed(outcome, base)
     error = pb.ItemError(kind=outcome.kind, message=outcome.message, field=getattr(outcome, "field", None) or "")
     return pb.ScoreResult(error=error, transaction_id=transaction_id)

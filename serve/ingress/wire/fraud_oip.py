@@ -22,6 +22,7 @@ from serve.pipelines.infer.contract import InferRequest, InferResponse
 _TEXT = ("transaction_id", "customer_id", "terminal_id", "currency", "merchant_category", "channel")
 _NUMBERS = ("amount", "timestamp", "latitude", "longitude")
 _OPTIONAL = frozenset({"currency", "merchant_category", "channel", "latitude", "longitude"})
+_ANSWER_NUMBERS = ("fraud_probability", "unexplained")
 _ANSWER_TEXT = ("transaction_id", "decision", "risk_level", "model_version")
 _ANSWER_JSON = ("scores", "reasons", "degraded")
 _encode = msgspec.json.Encoder().encode
@@ -31,7 +32,7 @@ def pipeline_spec(version: str) -> ModelSpec:
     """What the pipeline's metadata says: an ensemble, so that standard tools ask for its steps."""
     inputs = [TensorSpec(name, "BYTES", (1,), is_optional=name in _OPTIONAL) for name in _TEXT]
     inputs += [TensorSpec(name, "FP64", (1,), is_optional=name in _OPTIONAL) for name in _NUMBERS]
-    outputs = [TensorSpec("fraud_probability", "FP64", (1,))]
+    outputs = [TensorSpec(name, "FP64", (1,)) for name in _ANSWER_NUMBERS]
     outputs += [TensorSpec(name, "BYTES", (1,)) for name in (*_ANSWER_TEXT, *_ANSWER_JSON, "error")]
     return ModelSpec("fraud", version, "ensemble", "", MAX_TRANSACTIONS, tuple(inputs), tuple(outputs))
 
@@ -53,9 +54,8 @@ class FraudEndpoint:
     def response(self, request: InferRequest, outcomes: Sequence[Outcome[Decision]]) -> InferResponse:
         """The answer's columns."""
         outputs: dict[str, Tensor] = {
-            "fraud_probability": np.array(
-                [[np.nan if isinstance(one, HeadroomError) else one.fraud_probability] for one in outcomes]
-            )
+            name: np.array([[np.nan if isinstance(one, HeadroomError) else getattr(one, name)] for one in outcomes])
+            for name in _ANSWER_NUMBERS
         }
         for name in _ANSWER_TEXT:
             outputs[name] = _texts([b"" if isinstance(one, HeadroomError) else getattr(one, name).encode()

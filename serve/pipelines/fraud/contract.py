@@ -72,7 +72,11 @@ class Reason(Struct, frozen=True, gc=False):
 
 
 class Decision(Struct, frozen=True, gc=False):
-    """The answer to one transaction. `degraded` names what was left out; empty when nothing was."""
+    """The answer to one transaction. `degraded` names what was left out; empty when nothing was.
+
+    `scores` are those of the ensemble's members. `unexplained` is what members that cannot say why added to the
+    log-odds, where there are reasons.
+    """
 
     transaction_id: str
     fraud_probability: float
@@ -82,3 +86,4 @@ class Decision(Struct, frozen=True, gc=False):
     reasons: list[Reason]
     degraded: list[str]
     model_version: str
+    unexplained: float = 0.0

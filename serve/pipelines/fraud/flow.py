@@ -7,25 +7,30 @@ and decline), then `features` (group averages stand in for the store).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 import numpy as np
 
+from serve.backends.base import Scores
 from serve.batching.outcome import Outcome
 from serve.batching.runner import Batch
 from serve.budgets.estimate import QuantileEstimate
 from serve.errors import HeadroomError
-from serve.features.breaker import Breaker
-from serve.features.store import Events, FeatureStore, Fetched, Stored, StoreFailed
+from serve.features.store import Events, Fetched
 from serve.pipelines.fraud.contract import Decision, Reason, Transaction
+from serve.pipelines.fraud.recording import Recorded, Recording, decode_recorded
+from serve.pipelines.fraud.rules import Rules
 from serve.pipelines.fraud.stages import (
+    Explanation,
     Policy,
     Rows,
     assemble_rows,
     average_rows,
-    reasons,
+    calibrated,
+    explain,
     timestamp_error,
     to_events,
 )
@@ -35,26 +40,24 @@ _FEATURES, _REASONS, _UNRECORDED = "features", "reasons", "unrecorded"
 
 
 class Scorer(Protocol):
-    """A model of one probability per row, and what moved it."""
+    """An ensemble that scores rows, and what moved it."""
 
-    name: str
     version: str
+    member_names: tuple[str, ...]
 
-    def score(self, rows: Rows) -> Rows:
-        """Probability of fraud, float32 [n]."""
+    def score(self, rows: Rows) -> Scores:
+        """Of `rows`, float32 [n, F]."""
         ...
 
     def contributions(self, rows: Rows) -> Rows:
-        """Exact SHAP values of the log-odds, float32 [n, F + 1], the last column the expected value."""
+        """To the log-odds, float32 [n, F + 1], the last column what is expected of a row nothing is known of."""
         ...
 
 
-class StoreSink(Protocol):
-    """Where the store's events and states are counted."""
+class Watcher(Protocol):
+    """Who looks at what was scored, when the answers have been made; must not take long."""
 
-    def count_store(self, event: str, n: int = 1) -> None: ...
-
-    def set_store_state(self, name: str, value: float) -> None: ...
+    def saw(self, rows: Rows, scores: Scores) -> None: ...
 
 
 class FraudFlow:
@@ -62,29 +65,25 @@ class FraudFlow:
 
     def __init__(
         self,
-        store: FeatureStore,
+        recording: Recording,
         scorer: Scorer,
         policy: Policy,
-        sink: StoreSink,
+        watcher: Watcher,
         *,
         rungs: Sequence[str],
         explain_budget_ns: int,
-        decide_budget_ns: int,
-        commit_grace_ns: int,
+        rules: Rules,
         wall_clock_s: Callable[[], float] = time.time,
     ) -> None:
         self.policy = policy
-        self._store = store
+        self.rules = rules
+        self._recording = recording
         self._scorer = scorer
-        self._sink = sink
+        self._watcher = watcher
         self._left_out = [frozenset(rungs[:rung]) for rung in range(len(rungs) + 1)]
         self._explain_budget_ns = explain_budget_ns
-        self._commit_limit_ns = decide_budget_ns + commit_grace_ns
         self._wall_clock_s = wall_clock_s
-        self._reading, self._writing = Breaker(), Breaker()
         self._explain_row = QuantileEstimate()
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(Decision).decode
 
     def run(self, items: Sequence[Transaction], batch: Batch) -> Sequence[Outcome[Decision]]:
         """One decision or error per transaction, in order."""
@@ -95,16 +94,20 @@ class FraudFlow:
         if not transactions:
             return [errors[i] for i in range(len(items))]
         events = to_events(transactions, event_s)
-        fetched = None if _FEATURES in left_out else self._fetch_features(events)
+        fetched = None if _FEATURES in left_out else self._recording.fetch(events)
         timings.end("fetch_features")
         rows = average_rows(events, policy) if fetched is None else _assemble_row(events, fetched)
         timings.end("assemble_row")
-        probabilities = self._scorer.score(rows).tolist()
+        scores = calibrated(self._scorer.score(rows), policy.calibration)
+        broken = {} if fetched is None else self.rules.hits(events, fetched.customer)
         timings.end("score")
-        explained = {} if _REASONS in left_out else self._explain(rows, probabilities, policy)
+        flagged = _flagged(scores, broken, policy)
+        explained = {} if _REASONS in left_out else self._explain(rows, scores, flagged)
         timings.end("explain")
-        decisions = self._decide(events, fetched, probabilities, explained, policy)
+        decided = self._decide(events, rows, scores, _Why(flagged, explained, broken), policy)
+        decisions = self._record(events, fetched, decided)
         timings.end("decide")
+        self._watcher.saw(rows, scores)
         return [errors[i] if i in errors else decisions[rows_of[items[i].transaction_id]] for i in range(len(items))]
 
     def warm_up(self, max_rows: int, observe: Callable[[int, int], None]) -> None:
@@ -121,8 +124,9 @@ class FraudFlow:
 
     def _warm_up(self, n: int) -> None:
         nobody = [f"warm-up {i}" for i in range(n)]
-        events = Events(nobody, nobody, nobody, np.zeros(n, np.int64), np.zeros(n, np.int64))
-        fetched = self._fetch_features(events)
+        zeros = np.zeros(n, np.int64)
+        events = Events(nobody, nobody, nobody, zeros, zeros, np.full((n, 2), np.nan))
+        fetched = self._recording.fetch(events)
         rows = average_rows(events, self.policy) if fetched is None else _assemble_row(events, fetched)
         self._scorer.score(rows)
         self._contributions(rows[:1])
@@ -149,27 +153,13 @@ class FraudFlow:
             event_s.append(seconds)
         return rows_of, transactions, event_s, errors
 
-    def _fetch_features(self, events: Events) -> Fetched | None:
-        now_ns = time.monotonic_ns()
-        if not self._reading.allows(now_ns):
-            return None
-        try:
-            fetched = self._store.fetch(events)
-        except StoreFailed as failure:
-            self._reading.failed(now_ns)
-            self._count_failure(f"fetch_{failure.event}")
-            return None
-        self._recovered(self._reading)
-        return fetched
-
-    def _explain(self, rows: Rows, probabilities: list[float], policy: Policy) -> dict[int, list[Reason]]:
-        """Reasons of the rows that are reviewed or declined, as many as the stage's budget is predicted to hold."""
-        flagged = [i for i, p in enumerate(probabilities) if p >= policy.review_at]
+    def _explain(self, rows: Rows, scores: Scores, flagged: Sequence[int]) -> dict[int, Explanation]:
+        """Of the flagged rows, as many as the stage's budget is predicted to hold."""
         if not flagged:
             return {}
         flagged = flagged[: max(1, self._explain_budget_ns // max(1, self._explain_row.ns))]
         contributions = self._contributions(rows[flagged])
-        return {i: reasons(rows[i], contributions[k]) for k, i in enumerate(flagged)}
+        return {i: explain(rows[i], contributions[k], float(scores.log_odds[i])) for k, i in enumerate(flagged)}
 
     def _contributions(self, rows: Rows) -> Rows:
         began_ns = time.monotonic_ns()
@@ -177,90 +167,62 @@ class FraudFlow:
         self._explain_row.observe((time.monotonic_ns() - began_ns) // len(rows))
         return contributions
 
-    def _decide(
-        self,
-        events: Events,
-        fetched: Fetched | None,
-        probabilities: list[float],
-        explained: dict[int, list[Reason]],
-        policy: Policy,
-    ) -> list[Decision]:
-        """Decisions of all rows, recorded before they are returned, or saying that they are not."""
-        degraded = [] if fetched is not None else [_FEATURES]
-        decisions = [
-            self._decision(transaction_id, probability, explained.get(i), degraded, policy)
-            for i, (transaction_id, probability) in enumerate(zip(events.transaction_ids, probabilities, strict=True))
-        ]
+    def _decide(self, events: Events, rows: Rows, scores: Scores, why: _Why, policy: Policy) -> list[Recorded]:
+        """Decisions of all rows."""
+        names, version = self._scorer.member_names, self._scorer.version
+        flagged = set(why.flagged)
+        decided: list[Recorded] = []
+        columns = zip(events.transaction_ids, scores.probability.tolist(), scores.members.tolist(), strict=True)
+        for i, (transaction_id, probability, members) in enumerate(columns):
+            kind = policy.decision(probability)
+            found: list[Reason] = []
+            unexplained, degraded, row = 0.0, [], None
+            if i in flagged:
+                kind = "review" if kind == "approve" else kind
+                found = list(why.broken.get(i, ()))
+                explanation = why.explained.get(i)
+                if explanation is None:
+                    degraded, row = [_REASONS], rows[i].tobytes()
+                else:
+                    found += explanation.reasons
+                    unexplained = explanation.unexplained
+            decision = Decision(
+                transaction_id, probability, kind, policy.risk_level(probability),
+                dict(zip(names, members, strict=True)), found, degraded, version, unexplained,
+            )  # fmt: skip
+            decided.append(Recorded(decision, row))
+        return decided
+
+    def _record(self, events: Events, fetched: Fetched | None, decided: list[Recorded]) -> list[Decision]:
+        """The decisions, recorded before they are returned, or saying that they are not."""
+        decisions = [one.decision for one in decided]
         if fetched is None:
-            return [_unrecorded(decision) for decision in decisions]
-        to_record: list[bytes | None] = [self._encode(decision) for decision in decisions]
-        for stored in fetched.stored:
-            to_record[stored.row] = None
-        return self._record(events, fetched, decisions, to_record)
-
-    def _decision(
-        self,
-        transaction_id: str,
-        probability: float,
-        explained: list[Reason] | None,
-        degraded: list[str],
-        policy: Policy,
-    ) -> Decision:
-        kind = policy.decision(probability)
-        if explained is None and kind != "approve":
-            degraded = [*degraded, _REASONS]
-        scorer = self._scorer
-        return Decision(
-            transaction_id, probability, kind, policy.risk_level(probability), {scorer.name: probability},
-            explained or [], degraded, scorer.version,
-        )  # fmt: skip
-
-    def _record(
-        self, events: Events, fetched: Fetched, decisions: list[Decision], to_record: list[bytes | None]
-    ) -> list[Decision]:
-        stored: Sequence[Stored] = fetched.stored
-        is_recorded = True
-        if len(stored) < len(decisions):
-            try:
-                stored = [*stored, *self._commit(events, fetched, to_record)]
-            except StoreFailed as failure:
-                is_recorded = False
-                self._count_failure(f"commit_{failure.event}")
-        if not is_recorded:
-            decisions = [_unrecorded(decision) for decision in decisions]
-        for one in stored:
-            decisions[one.row] = self._decode(one.decision)
+            return [_degraded(decision, _FEATURES, *decision.degraded, _UNRECORDED) for decision in decisions]
+        stored = self._recording.record(events, fetched, decided)
+        if stored is None:
+            decisions = [_degraded(decision, *decision.degraded, _UNRECORDED) for decision in decisions]
+        for one in fetched.stored if stored is None else stored:
+            decisions[one.row] = decode_recorded(one.decision).decision
         return decisions
 
-    def _commit(self, events: Events, fetched: Fetched, to_record: list[bytes | None]) -> list[Stored]:
-        now_ns = time.monotonic_ns()
-        if not self._writing.allows(now_ns):
-            raise StoreFailed("breaker_open")
-        try:
-            meanwhile = self._store.commit(events, to_record, fetched, now_ns + self._commit_limit_ns)
-        except StoreFailed:
-            self._writing.failed(now_ns)
-            raise
-        self._recovered(self._writing)
-        return meanwhile
 
-    def _recovered(self, breaker: Breaker) -> None:
-        was_open = breaker.is_open
-        breaker.succeeded()
-        if was_open:
-            self._show_breakers()
+@dataclass(frozen=True, slots=True)
+class _Why:
+    """The rows that are not approved, what moved their scores as far as there was time to ask, and rules that hold."""
 
-    def _count_failure(self, event: str) -> None:
-        self._sink.count_store(event)
-        self._show_breakers()
+    flagged: Sequence[int]
+    explained: Mapping[int, Explanation]
+    broken: Mapping[int, Sequence[Reason]]
 
-    def _show_breakers(self) -> None:
-        self._sink.set_store_state("breaker_open", float(self._reading.is_open or self._writing.is_open))
+
+def _flagged(scores: Scores, broken: Mapping[int, Sequence[Reason]], policy: Policy) -> list[int]:
+    found = np.flatnonzero(scores.probability >= policy.review_at).tolist()
+    return sorted({*found, *broken}) if broken else found
 
 
 def _assemble_row(events: Events, fetched: Fetched) -> Rows:
     return assemble_rows(events, fetched.customer, fetched.terminal)
 
 
-def _unrecorded(decision: Decision) -> Decision:
-    return msgspec.structs.replace(decision, degraded=[*decision.degraded, _UNRECORDED])
+def _degraded(decision: Decision, *what: str) -> Decision:
+    return msgspec.structs.replace(decision, degraded=list(what))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from serve.backends.base import Scores
 from serve.errors import InvalidInput
 from serve.features.store import Events
 from serve.features.windows import FEATURES, Windows, assemble, to_ten_thousandths
@@ -20,6 +21,7 @@ from serve.pipelines.fraud.contract import (
     RiskLevel,
     Transaction,
 )
+from serve.pipelines.fraud.quality import AS_SCORED, Calibration
 
 Rows = npt.NDArray[np.float32]
 _MAX_REASONS = 4
@@ -42,6 +44,8 @@ class Policy:
     """Where medium, high and critical begin."""
     group_averages: Rows
     """float32 [F]."""
+    calibration: Calibration = AS_SCORED
+    """What labels say the log-odds should be."""
 
     def decision(self, probability: float) -> DecisionKind:
         """What to do with the transaction."""
@@ -73,7 +77,17 @@ def to_events(transactions: Sequence[Transaction], event_s: Sequence[int]) -> Ev
         [t.terminal_id for t in transactions],
         np.array(event_s, dtype=np.int64),
         to_ten_thousandths(np.array([t.amount for t in transactions], dtype=np.float64)),
+        _places(transactions),
     )
+
+
+def _places(transactions: Sequence[Transaction]) -> npt.NDArray[np.float64]:
+    """Latitude and longitude, NaN where one of them is not known."""
+    places = np.full((len(transactions), 2), np.nan)
+    for row, one in enumerate(transactions):
+        if one.latitude is not None and one.longitude is not None:
+            places[row] = one.latitude, one.longitude
+    return places
 
 
 def assemble_rows(events: Events, customer: Windows, terminal: Windows) -> Rows:
@@ -89,7 +103,7 @@ def average_rows(events: Events, policy: Policy) -> Rows:
     How the amount compares is computed from those averages: an average ratio would make every amount look usual.
     """
     n = len(events.event_s)
-    unknown = Windows(np.zeros((n, 8), np.int64), np.full(n, np.nan), np.zeros(n, np.bool_))
+    unknown = Windows.unknown(n)
     own = assemble_rows(events, unknown, unknown)
     rows = np.tile(policy.group_averages, (n, 1))
     rows[:, _OWN_COLUMNS] = own[:, _OWN_COLUMNS]
@@ -98,14 +112,31 @@ def average_rows(events: Events, policy: Policy) -> Rows:
     return rows
 
 
-def reasons(row: Rows, contributions: Rows) -> list[Reason]:
-    """The features that raised this row's score most, at most four, largest first."""
+def calibrated(scores: Scores, calibration: Calibration) -> Scores:
+    """The scores as labels say they should be; the members' stay what they are."""
+    if calibration == AS_SCORED:
+        return scores
+    log_odds = calibration(scores.log_odds)
+    return Scores((1 / (1 + np.exp(-log_odds))).astype(np.float32), log_odds, scores.members)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The features that raised a score most, at most four, largest first; and the log-odds no feature accounts for."""
+
+    reasons: list[Reason]
+    unexplained: float
+
+
+def explain(row: Rows, contributions: Rows, log_odds: float) -> Explanation:
+    """In words, from contributions to the log-odds, float32 [F + 1], the expected value last."""
     order = np.argsort(-contributions[: len(FEATURES)], kind="stable")[:_MAX_REASONS]
-    return [
+    found = [
         Reason(FEATURES[i], _number(row[i]), float(contributions[i]), reason_text(FEATURES[i], float(row[i])))
         for i in order.tolist()
         if contributions[i] > 0
     ]
+    return Explanation(found, log_odds - float(contributions.sum(dtype=np.float64)))
 
 
 def _number(value: np.float32) -> float | None:
@@ -123,6 +154,8 @@ _FIXED_WORDS: Mapping[str, str] = {
     "amount_over_terminal_average_30d": "amount is {value:.1f} times the terminal's average of 30 days",
     "customer_seconds_since_last": "{value:.0f} s since the card's last transaction",
     "terminal_seconds_since_last": "{value:.0f} s since the terminal's last transaction",
+    "customer_terminals_7d": "{value:.0f} terminals the card was used at in the last 7 days",
+    "is_new_terminal": "a terminal the card was not used at in 30 days: {value:.0f}",
 }
 
 
@@ -134,8 +167,20 @@ def reason_text(feature: str, value: float) -> str:
         )
     who, what, level = feature.split("_")
     owner = "card" if who == "customer" else "terminal"
+    if what in ("risk", "frauds"):
+        return _risk_text(what, level, value)
     if what == "count":
         return f"{value:.0f} transactions of the {owner} in the last {_LEVEL_WORDS[level]}"
     if np.isnan(value):
         return f"no transaction of the {owner} in the last {_LEVEL_WORDS[level]}"
     return f"{owner}'s average amount in the last {_LEVEL_WORDS[level]} is {value:.2f}"
+
+
+def _risk_text(what: str, level: str, value: float) -> str:
+    """Risk ends 7 days ago, where labels have arrived."""
+    when = f"{level.removesuffix('d')} days up to a week ago"
+    if np.isnan(value):
+        return f"no transaction of the terminal in the {when}"
+    if what == "risk":
+        return f"{value:.1%} of the terminal's transactions in the {when} were fraud"
+    return f"{value:.0f} frauds at the terminal in the {when}"

@@ -254,9 +254,20 @@ def test_contributions_add_up_to_the_sum_before_the_sigmoid(binary, cache):
     np.testing.assert_allclose(values.sum(axis=1), margin, atol=1e-4)
 
 
-def test_contributions_of_other_libraries_are_not_offered(binary, cache):
+def test_contributions_of_a_model_without_its_librarys_weights_are_not_offered(binary, cache):
     with pytest.raises(Unsupported, match="SHAP"):
-        load(binary[0], "lightgbm", cache).contributions(training_set()[0][:1])
+        load(binary[0], "treelite_checkpoint", cache).contributions(training_set()[0][:1])
+
+
+def test_contributions_of_lightgbm_are_its_own(cache, tmp_path):
+    rows, labels = training_set()
+    parameters = {"objective": "binary", "num_leaves": 15, "max_depth": 5, "num_threads": 1, "verbose": -1}
+    booster = lightgbm.train(parameters, lightgbm.Dataset(rows, labels), 20)
+    booster.save_model(tmp_path / "model.txt")
+    expected = booster.predict(rows[:100], pred_contrib=True)
+    found = load(tmp_path, "lightgbm", cache).contributions(rows[:100])
+    allowed = 1e-4 * np.maximum(1, np.abs(expected.sum(axis=1, keepdims=True)))
+    assert (np.abs(found - expected) <= allowed).all()
 
 
 def test_a_closed_model_says_so(binary, cache):

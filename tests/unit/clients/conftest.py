@@ -24,7 +24,7 @@ DECISION_BODY = {
     "fraud_probability": 0.25,
     "decision": "review",
     "risk_level": "medium",
-    "scores": {"fraud_xgboost": 0.25},
+    "scores": {"fraud_ensemble": 0.25},
     "reasons": [{"feature": "amount", "value": 12.5, "contribution": 0.75, "text": "the amount is unusual"}],
     "degraded": ["features"],
     "model_version": "3",

@@ -51,7 +51,7 @@ def test_score_sends_the_transaction_and_returns_the_decision(
         fraud_probability=0.25,
         decision="review",
         risk_level="medium",
-        scores={"fraud_xgboost": 0.25},
+        scores={"fraud_ensemble": 0.25},
         reasons=(Reason("amount", 12.5, 0.75, "the amount is unusual"),),
         degraded=("features",),
         model_version="3",

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -17,11 +17,13 @@ import cloudpickle
 import numpy as np
 import pytest
 
+from kernels import profiles
+from kernels import windows as kernel
 from serve.features import records
 from serve.features.backfill import backfill
 from serve.features.embedded import EmbeddedStore
-from serve.features.store import Events, Fetched, Stored, StoreFailed
-from serve.features.windows import Windows, advance
+from serve.features.store import FRAUD, Events, Fetched, Stored, StoreFailed
+from serve.features.windows import Windows, advance, mark
 
 NOW_S = 1_700_000_000
 NEVER_NS = 1 << 62
@@ -30,14 +32,17 @@ MAX_BYTES = 1 << 30
 open_store = partial(EmbeddedStore, max_bytes=MAX_BYTES)
 
 
-def events_of(*rows: tuple[str, str, str, int, int]) -> Events:
-    """Columns of (transaction, customer, terminal, second, amount in ten-thousandths)."""
+def events_of(*rows: tuple[str, str, str, int, int], place: Sequence[tuple[float, float]] | None = None) -> Events:
+    """Columns of (transaction, customer, terminal, second, amount in ten-thousandths); of unknown place, if not given."""
     ids, customers, terminals, event_s, amount_e4 = zip(*rows, strict=True)
-    return Events(ids, customers, terminals, np.array(event_s, np.int64), np.array(amount_e4, np.int64))
+    places = np.full((len(rows), 2), np.nan) if place is None else np.array(place, np.float64)
+    return Events(ids, customers, terminals, np.array(event_s, np.int64), np.array(amount_e4, np.int64), places)
 
 
 def events(num_rows: int, seed: int, *, num_customers: int = 20, num_terminals: int = 30, prefix: str = "") -> Events:
-    """Random transactions of 30 days (nobody is swept), a tenth one customer's; ids differ by prefix, seed and row."""
+    """Random transactions of 30 days (nobody is swept), a tenth one customer's, half of a known place; ids differ by
+    prefix, seed and row.
+    """
     rng = np.random.default_rng(seed)
     customer = np.where(rng.random(num_rows) < 0.1, 0, rng.integers(0, num_customers, num_rows))
     return Events(
@@ -46,6 +51,7 @@ def events(num_rows: int, seed: int, *, num_customers: int = 20, num_terminals: 
         [f"t{number}" for number in rng.integers(0, num_terminals, num_rows)],
         NOW_S + rng.integers(0, 30 * 86_400, num_rows),
         rng.integers(1, 10**6, num_rows),
+        np.where(rng.random((num_rows, 1)) < 0.5, rng.uniform([-90, -180], [90, 180], (num_rows, 2)), np.nan),
     )
 
 
@@ -84,28 +90,50 @@ def window_states(store: EmbeddedStore) -> dict[bytes, bytes]:
     """Every key's state as it is in the file."""
     with store._opened().env.begin() as txn, txn.cursor() as cursor:
         cursor.set_range(records.WINDOWS_BEGIN)
-        return {key: value for key, value in cursor if key < records.WINDOWS_END}
+        return {key: in_order(value) for key, value in cursor if key < records.WINDOWS_END}
+
+
+def in_order(state: bytes) -> bytes:
+    """The state with its profile's terminals in the order they were last seen; in the file they are in any."""
+    words = np.frombuffer(state[: len(state) // 8 * 8], np.int64).copy()
+    words[windows_end(words) + profiles.HEAD_WORDS :].sort()
+    return words.tobytes() + state[words.nbytes :]
+
+
+def windows_end(words: np.ndarray) -> int:
+    """Where a customer's profile begins."""
+    return kernel.HEADER_WORDS + 2 * int(words[2 : kernel.HEADER_WORDS].sum())
 
 
 def logged(store: EmbeddedStore) -> Events:
     """The log's events, in its order."""
+    entries = [entry for _, entry in store.read_log()]
     return events_of(
-        *((e.transaction_id, e.customer_id, e.terminal_id, e.event_s, e.amount_e4) for _, e in store.read_log())
+        *((e.transaction_id, e.customer_id, e.terminal_id, e.event_s, e.amount_e4) for e in entries),
+        place=[e.place or (np.nan, np.nan) for e in entries],
     )
 
 
-def replayed_states(log: Events) -> dict[bytes, bytes]:
-    """The states that the log's events make, entered anew one after the other."""
-    keys, key_of_row = records.window_keys(log)
+def replayed_states(log: Events, frauds: Collection[str] = ()) -> dict[bytes, bytes]:
+    """The states that the log's events and labels make, entered anew one after the other."""
+    keys = records.window_keys(log)
     twice = (np.tile(log.event_s, 2), np.tile(log.amount_e4, 2))
-    return dict(zip(keys, advance([None] * len(keys), key_of_row, *twice).new_states(), strict=True))
+    advanced = advance([None] * len(keys.keys), keys.key_of_row, *twice, keys.customers)
+    states = dict(zip(keys.keys, advanced.new_states(), strict=True))
+    n = len(log.transaction_ids)
+    for row, name in enumerate(log.transaction_ids):
+        if name in frauds and not advanced.windows.is_late[n + row]:
+            key = keys.keys[keys.key_of_row[n + row]]
+            states[key] = mark(states[key], int(log.event_s[row]), is_fraud=True)
+    return {key: in_order(state) for key, state in states.items()}
 
 
 def assert_windows_are_the_logs(store: EmbeddedStore) -> None:
     """The file is whole: each event counted once, in the states, as often as it is in the log: once."""
     log = logged(store)
     assert len(set(log.transaction_ids)) == len(log.transaction_ids)
-    assert window_states(store) == replayed_states(log)
+    frauds = {entry.transaction_id for _, entry in store.read_log() if entry.label == FRAUD}
+    assert window_states(store) == replayed_states(log, frauds)
     seen = store.fetch(log)
     assert [one.row for one in seen.stored] == list(range(len(log.transaction_ids)))
     assert [one.decision for one in seen.stored] == [entry.decision for _, entry in store.read_log()]
@@ -114,12 +142,20 @@ def assert_windows_are_the_logs(store: EmbeddedStore) -> None:
 def assert_same_windows(ours: Windows, theirs: Windows) -> None:
     np.testing.assert_array_equal(ours.totals, theirs.totals)
     np.testing.assert_array_equal(ours.since_last_s, theirs.since_last_s)
+    np.testing.assert_array_equal(ours.profile, theirs.profile)
     np.testing.assert_array_equal(ours.is_late, theirs.is_late)
 
 
-def offline(batch: Events) -> tuple[Windows, Windows]:
+def offline(batch: Events, is_fraud: np.ndarray | None = None) -> tuple[Windows, Windows]:
     """The customers' and the terminals' windows of events that arrived in this order."""
-    result = backfill(np.array(batch.customer_ids), np.array(batch.terminal_ids), batch.event_s, batch.amount_e4)
+    result = backfill(
+        np.array(batch.customer_ids),
+        np.array(batch.terminal_ids),
+        batch.event_s,
+        batch.amount_e4,
+        is_fraud,
+        batch.place,
+    )
     return result.customer, result.terminal
 
 
@@ -127,6 +163,7 @@ def joined(parts: list[Windows]) -> Windows:
     return Windows(
         np.concatenate([part.totals for part in parts]),
         np.concatenate([part.since_last_s for part in parts]),
+        np.concatenate([part.profile for part in parts]),
         np.concatenate([part.is_late for part in parts]),
     )
 
@@ -138,22 +175,15 @@ def joined_events(parts: Sequence[Events]) -> Events:
         [name for part in parts for name in part.terminal_ids],
         np.concatenate([part.event_s for part in parts]),
         np.concatenate([part.amount_e4 for part in parts]),
+        np.concatenate([part.place for part in parts]),
     )
 
 
 def part_of(batch: Events, rows: slice) -> Events:
     return Events(
         batch.transaction_ids[rows], batch.customer_ids[rows], batch.terminal_ids[rows],
-        batch.event_s[rows], batch.amount_e4[rows],
+        batch.event_s[rows], batch.amount_e4[rows], batch.place[rows],
     )  # fmt: skip
-
-
-def batches(num_rows: int, rng: np.random.Generator, largest: int = 256) -> Iterator[slice]:
-    begin = 0
-    while begin < num_rows:
-        end = min(num_rows, begin + int(rng.integers(1, largest + 1)))
-        yield slice(begin, end)
-        begin = end
 
 
 # Children are forked from a process without threads that has loaded and compiled all, so that one needs milliseconds.

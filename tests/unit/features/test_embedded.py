@@ -16,7 +16,6 @@ from tests.unit.features.store_cases import (
     NOW_S,
     assert_same_windows,
     assert_windows_are_the_logs,
-    batches,
     commit,
     decision_of,
     event_of,
@@ -31,6 +30,7 @@ from tests.unit.features.store_cases import (
     totals,
     window_states,
 )
+from tests.unit.features.transaction_cases import batches
 
 
 def test_new_transaction_is_unknown_then_counted_and_its_decision_kept(store):
@@ -39,7 +39,7 @@ def test_new_transaction_is_unknown_then_counted_and_its_decision_kept(store):
     assert not store.fetch(first).customer.totals.any()
     assert score(store, first) == []
     second = store.fetch(events_of(("b", "c", "t", NOW_S + 60, 1)))
-    assert second.customer.totals.tolist() == [[1] * 4 + [50_000] * 4]
+    assert second.customer.totals.tolist() == [[1] * 4 + [50_000] * 4 + [0] * 6]
     assert second.terminal.totals.tolist() == second.customer.totals.tolist()
     assert [one.decision for one in store.fetch(first).stored] == [decision_of("a")]
 
@@ -162,7 +162,7 @@ def test_numbers_rise_when_the_clock_goes_back(path):
 def test_failure_of_a_callers_making_changes_nothing(store):
     batch = events(10, seed=1)
     bad = Events([*batch.transaction_ids[:9], batch.transaction_ids[0]], *(
-        getattr(batch, name) for name in ("customer_ids", "terminal_ids", "event_s", "amount_e4")
+        getattr(batch, name) for name in ("customer_ids", "terminal_ids", "event_s", "amount_e4", "place")
     ))  # fmt: skip
     fetched = store.fetch(bad)
     assert event_of(lambda: commit(store, bad, fetched)) == "error"

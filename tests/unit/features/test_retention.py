@@ -51,7 +51,7 @@ def test_store_full_of_windows_fails_as_full_still_reads_and_recovers_when_there
     for seed in range(200):
         batch = Events(
             [f"{seed}-{n}" for n in range(256)], [f"{seed}-{n}" for n in range(256)], ["t"] * 256,
-            np.full(256, NOW_S), np.ones(256, np.int64),
+            np.full(256, NOW_S), np.ones(256, np.int64), np.full((256, 2), np.nan),
         )  # fmt: skip
         try:
             score(store, batch)
@@ -95,7 +95,7 @@ def test_decisions_older_than_the_age_are_forgotten_a_bounded_number_a_round(pat
 
 
 def test_windows_of_keys_that_went_quiet_are_swept_a_bounded_number_a_round(path):
-    later_s = NOW_S + 31 * 86_400 + 1
+    later_s = NOW_S + retention.IDLE_S + 1
     store = open_store(path, wall_clock_s=lambda: float(later_s), housekeeping_s=3600)
     score(store, events_of(*((f"{n}", f"quiet {n}", "t", NOW_S, 1) for n in range(1_000))))
     store._housekeep()
@@ -128,5 +128,5 @@ def test_replay_of_old_events_keeps_its_windows_and_a_clock_behind_the_events_to
         fresh = {key for key, state in states.items() if len(state)}
         newest_s = int(events(500, seed=1).event_s.max())
         swept = fresh - set(window_states(store))
-        assert all(int.from_bytes(states[key][8:16], "little") < newest_s - 31 * 86_400 for key in swept)
+        assert all(int.from_bytes(states[key][8:16], "little") < newest_s - retention.IDLE_S for key in swept)
         store.close()

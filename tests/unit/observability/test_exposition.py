@@ -10,7 +10,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from serve.observability.exposition import render
-from serve.observability.metrics import BATCH_ITEMS, FAMILIES, REQUEST_DURATION, Metrics
+from serve.observability.families import BATCH_ITEMS, FAMILIES, REQUEST_DURATION
+from serve.observability.metrics import Metrics
 from serve.observability.shared import Kind
 
 OPENMETRICS_ACCEPT = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"

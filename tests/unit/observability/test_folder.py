@@ -14,11 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.observability.folder import RETIRED, MetricsFolder, Snapshot
-from serve.observability.latency import (
-    window_counts,
-)
-from serve.observability.metrics import (
+from serve.observability.families import (
     BUDGET,
     CONNECTIONS,
     IN_FLIGHT,
@@ -27,8 +23,12 @@ from serve.observability.metrics import (
     REQUEST_WINDOW,
     REQUESTS,
     STORE_STATE,
-    Metrics,
 )
+from serve.observability.folder import RETIRED, MetricsFolder, Snapshot
+from serve.observability.latency import (
+    window_counts,
+)
+from serve.observability.metrics import Metrics
 from serve.observability.shared import Kind, Series, encode_retired
 
 StartReplica = Callable[[], Any]

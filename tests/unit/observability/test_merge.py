@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.observability.families import BUDGET, REQUEST_WINDOW
 from serve.observability.folder import merge
 from serve.observability.latency import (
     NUM_BUCKETS,
@@ -19,7 +20,6 @@ from serve.observability.latency import (
     LatencyRecorder,
     window_counts,
 )
-from serve.observability.metrics import BUDGET, REQUEST_WINDOW
 from serve.observability.process import NO_PROCESS, boot_number, this_process
 from serve.observability.shared import Image, Kind, MetricsFile, Series
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.observability.latency import SLICE_NS, window_counts
-from serve.observability.metrics import (
+from serve.observability.families import (
     BATCH_ITEMS,
     BUILD_INFO,
     DEGRADED,
@@ -27,9 +26,9 @@ from serve.observability.metrics import (
     STAGE_DURATION,
     STAGE_WINDOW,
     STORE_EVENTS,
-    Metrics,
-    PipelineMetrics,
 )
+from serve.observability.latency import SLICE_NS, window_counts
+from serve.observability.metrics import Metrics, PipelineMetrics
 from serve.observability.shared import Kind, Series
 
 

@@ -62,7 +62,7 @@ class Reason(_message.Message):
     def __init__(self, feature: _Optional[str] = ..., value: _Optional[float] = ..., contribution: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("transaction_id", "fraud_probability", "decision", "risk_level", "scores", "reasons", "degraded", "model_version")
+    __slots__ = ("transaction_id", "fraud_probability", "decision", "risk_level", "scores", "reasons", "degraded", "model_version", "unexplained")
     class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class ScoreResponse(_message.Message):
     REASONS_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNEXPLAINED_FIELD_NUMBER: _ClassVar[int]
     transaction_id: str
     fraud_probability: float
     decision: DecisionKind
@@ -86,7 +87,8 @@ class ScoreResponse(_message.Message):
     reasons: _containers.RepeatedCompositeFieldContainer[Reason]
     degraded: _containers.RepeatedScalarFieldContainer[str]
     model_version: str
-    def __init__(self, transaction_id: _Optional[str] = ..., fraud_probability: _Optional[float] = ..., decision: _Optional[_Union[DecisionKind, str]] = ..., risk_level: _Optional[str] = ..., scores: _Optional[_Mapping[str, float]] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., degraded: _Optional[_Iterable[str]] = ..., model_version: _Optional[str] = ...) -> None: ...
+    unexplained: float
+    def __init__(self, transaction_id: _Optional[str] = ..., fraud_probability: _Optional[float] = ..., decision: _Optional[_Union[DecisionKind, str]] = ..., risk_level: _Optional[str] = ..., scores: _Optional[_Mapping[str, float]] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., degraded: _Optional[_Iterable[str]] = ..., model_version: _Optional[str] = ..., unexplained: _Optional[float] = ...) -> None: ...
 
 class ScoreBatchRequest(_message.Message):
     __slots__ = ("transactions",)
@@ -119,3 +121,63 @@ class ScoreBatchResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[ScoreResult]
     def __init__(self, results: _Optional[_Iterable[_Union[ScoreResult, _Mapping]]] = ...) -> None: ...
+
+class GetDecisionRequest(_message.Message):
+    __slots__ = ("transaction_id",)
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: str
+    def __init__(self, transaction_id: _Optional[str] = ...) -> None: ...
+
+class GetDecisionResponse(_message.Message):
+    __slots__ = ("decision", "customer_id", "terminal_id", "amount", "timestamp", "fraud")
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
+    TERMINAL_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    FRAUD_FIELD_NUMBER: _ClassVar[int]
+    decision: ScoreResponse
+    customer_id: str
+    terminal_id: str
+    amount: float
+    timestamp: float
+    fraud: bool
+    def __init__(self, decision: _Optional[_Union[ScoreResponse, _Mapping]] = ..., customer_id: _Optional[str] = ..., terminal_id: _Optional[str] = ..., amount: _Optional[float] = ..., timestamp: _Optional[float] = ..., fraud: _Optional[bool] = ...) -> None: ...
+
+class Label(_message.Message):
+    __slots__ = ("transaction_id", "fraud")
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    FRAUD_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: str
+    fraud: bool
+    def __init__(self, transaction_id: _Optional[str] = ..., fraud: _Optional[bool] = ...) -> None: ...
+
+class LabelTransactionsRequest(_message.Message):
+    __slots__ = ("labels",)
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.RepeatedCompositeFieldContainer[Label]
+    def __init__(self, labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ...) -> None: ...
+
+class LabelResult(_message.Message):
+    __slots__ = ("transaction_id", "status")
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: str
+    status: str
+    def __init__(self, transaction_id: _Optional[str] = ..., status: _Optional[str] = ...) -> None: ...
+
+class LabelTransactionsResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[LabelResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[LabelResult, _Mapping]]] = ...) -> None: ...
+
+class EraseCustomerRequest(_message.Message):
+    __slots__ = ("customer_id",)
+    CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
+    customer_id: str
+    def __init__(self, customer_id: _Optional[str] = ...) -> None: ...
+
+class EraseCustomerResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any, get_args
 
 from headroom_client.fraud import Decision, DecisionName, ItemError, Reason, Transaction
@@ -48,11 +49,13 @@ def _decision(body: Mapping[str, Any], reply: Reply) -> Decision:
         model_version=body["model_version"],
         server_timing=reply.server_timing,
         request_id=reply.request_id,
+        unexplained=float(body.get("unexplained", 0.0)),
     )
 
 
 def _reason(body: Mapping[str, Any]) -> Reason:
-    return Reason(body["feature"], float(body["value"]), float(body["contribution"]), body["text"])
+    value = nan if body["value"] is None else float(body["value"])
+    return Reason(body["feature"], value, float(body["contribution"]), body["text"])
 
 
 def _result(body: Mapping[str, Any], reply: Reply) -> Decision | ItemError:

@@ -56,6 +56,7 @@ def _decision(message: fraud_pb2.ScoreResponse, reply: Reply) -> Decision:
         model_version=message.model_version,
         server_timing=reply.server_timing,
         request_id=reply.request_id,
+        unexplained=message.unexplained,
     )
 
 

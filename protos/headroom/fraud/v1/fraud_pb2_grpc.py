@@ -49,6 +49,21 @@ class FraudServiceStub:
                 request_serializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.ScoreResult.FromString,
                 _registered_method=True)
+        self.GetDecision = channel.unary_unary(
+                '/headroom.fraud.v1.FraudService/GetDecision',
+                request_serializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.GetDecisionRequest.SerializeToString,
+                response_deserializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.GetDecisionResponse.FromString,
+                _registered_method=True)
+        self.LabelTransactions = channel.unary_unary(
+                '/headroom.fraud.v1.FraudService/LabelTransactions',
+                request_serializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.LabelTransactionsRequest.SerializeToString,
+                response_deserializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.LabelTransactionsResponse.FromString,
+                _registered_method=True)
+        self.EraseCustomer = channel.unary_unary(
+                '/headroom.fraud.v1.FraudService/EraseCustomer',
+                request_serializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.EraseCustomerRequest.SerializeToString,
+                response_deserializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.EraseCustomerResponse.FromString,
+                _registered_method=True)
 
 
 class FraudServiceServicer:
@@ -75,6 +90,27 @@ class FraudServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDecision(self, request, context):
+        """Looks a decision up, with reasons that there was no time for when it was made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LabelTransactions(self, request, context):
+        """Says what transactions turned out to be. A label may be given again, and changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseCustomer(self, request, context):
+        """Makes everything about a customer unreadable at once; it leaves the disk when the store is next compacted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FraudServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +128,21 @@ def add_FraudServiceServicer_to_server(servicer, server):
                     servicer.ScoreStream,
                     request_deserializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.ScoreRequest.FromString,
                     response_serializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.ScoreResult.SerializeToString,
+            ),
+            'GetDecision': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDecision,
+                    request_deserializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.GetDecisionRequest.FromString,
+                    response_serializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.GetDecisionResponse.SerializeToString,
+            ),
+            'LabelTransactions': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelTransactions,
+                    request_deserializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.LabelTransactionsRequest.FromString,
+                    response_serializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.LabelTransactionsResponse.SerializeToString,
+            ),
+            'EraseCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseCustomer,
+                    request_deserializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.EraseCustomerRequest.FromString,
+                    response_serializer=protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.EraseCustomerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +226,87 @@ class FraudService:
             '/headroom.fraud.v1.FraudService/ScoreStream',
             protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.ScoreRequest.SerializeToString,
             protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.ScoreResult.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDecision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headroom.fraud.v1.FraudService/GetDecision',
+            protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.GetDecisionRequest.SerializeToString,
+            protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.GetDecisionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelTransactions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headroom.fraud.v1.FraudService/LabelTransactions',
+            protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.LabelTransactionsRequest.SerializeToString,
+            protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.LabelTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headroom.fraud.v1.FraudService/EraseCustomer',
+            protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.EraseCustomerRequest.SerializeToString,
+            protos_dot_headroom_dot_fraud_dot_v1_dot_fraud__pb2.EraseCustomerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from serve.backends.base import Scores
 from serve.batching.runner import Batch
 from serve.budgets.timings import Timings
-from serve.features.store import Events, Fetched, Stored, StoreFailed
+from serve.features.store import UNLABELLED, Events, Fetched, Labelled, LogEntry, Stored, StoreFailed
 from serve.features.windows import FEATURES, Windows
 from serve.pipelines.fraud.contract import Transaction
 from serve.pipelines.fraud.flow import FraudFlow
+from serve.pipelines.fraud.recording import Recording
+from serve.pipelines.fraud.rules import Rules
 from serve.pipelines.fraud.stages import Policy, Rows
 
 MS = 1_000_000
@@ -40,6 +43,10 @@ class MemoryStore:
         self.fetches: list[list[str]] = []
         self.commits: list[list[str | None]] = []
         self.deadlines_ns: list[int] = []
+        self.customer: Windows | None = None
+        """What is known of every row's customer."""
+        self.labels: dict[str, int] = {}
+        self.erased: list[str] = []
 
     def fetch(self, events: Events) -> Fetched:
         self.fetches.append(list(events.transaction_ids))
@@ -48,8 +55,7 @@ class MemoryStore:
         n = len(events.transaction_ids)
         ids = enumerate(events.transaction_ids)
         stored = [Stored(row, self.decisions[one]) for row, one in ids if one in self.decisions]
-        nothing = Windows(np.zeros((n, 8), np.int64), np.full(n, np.nan), np.zeros(n, np.bool_))
-        return Fetched(stored, nothing, nothing, object())
+        return Fetched(stored, self.customer or Windows.unknown(n), Windows.unknown(n), object())
 
     def commit(
         self, events: Events, decisions: Sequence[bytes | None], fetched: Fetched, deadline_ns: int
@@ -64,25 +70,47 @@ class MemoryStore:
         self.decisions |= {one: d for one, d in pairs if d is not None and one not in self.meanwhile}
         return others
 
+    def find(self, transaction_id: str) -> LogEntry | None:
+        if self.fetch_failure is not None:
+            raise self.fetch_failure
+        decision = self.decisions.get(transaction_id)
+        if decision is None:
+            return None
+        label = self.labels.get(transaction_id, UNLABELLED)
+        return LogEntry(transaction_id, "c1", "m1", NOW_S, 123_400, decision, label=label)
+
+    def label(self, labels: Mapping[str, bool]) -> list[Labelled]:
+        found = [Labelled(self.find(name)) for name in labels]
+        self.labels |= {name: int(fraud) for name, fraud in labels.items() if name in self.decisions}
+        return found
+
+    def erase(self, customer_id: str) -> None:
+        if self.commit_failure is not None:
+            raise self.commit_failure
+        self.erased.append(customer_id)
+
     def check(self) -> None: ...
 
     def close(self) -> None: ...
 
 
 class AmountScorer:
-    """The probability is a hundredth of the amount; the amount alone moves it."""
+    """The probability is a hundredth of the amount; the amount alone moves it. A member says the opposite."""
 
-    name = "model"
     version = "model:7"
+    member_names = ("for", "against")
 
     def __init__(self) -> None:
         self.scored: list[Rows] = []
         self.explained: list[int] = []
         self.on_explain: Callable[[], None] = lambda: None
 
-    def score(self, rows: Rows) -> Rows:
+    def score(self, rows: Rows) -> Scores:
         self.scored.append(rows.copy())
-        return (rows[:, AMOUNT] / 100).astype(np.float32)
+        probability = (rows[:, AMOUNT] / 100).astype(np.float32)
+        bounded = np.clip(probability.astype(np.float64), 1e-6, 1 - 1e-6)
+        log_odds = np.log(bounded / (1 - bounded))
+        return Scores(probability, log_odds, np.stack([probability, 1 - probability], axis=1))
 
     def contributions(self, rows: Rows) -> Rows:
         self.explained.append(len(rows))
@@ -106,20 +134,30 @@ class Sink:
         self.states[name] = value
 
 
+class Watcher:
+    """Keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def saw(self, rows: Rows, scores: Scores) -> None:
+        self.seen.append(len(rows))
+
+
 class FlowBench:
     """A flow and everything it talks to."""
 
     def __init__(self, **options: Any) -> None:
-        self.store, self.scorer, self.sink = MemoryStore(), AmountScorer(), Sink()
+        self.store, self.scorer, self.sink, self.watcher = MemoryStore(), AmountScorer(), Sink(), Watcher()
+        self.recording = Recording(self.store, self.sink, commit_limit_ns=17 * MS)
         self.now_s = float(NOW_S)
         options = {
             "rungs": ("reasons", "features"),
             "explain_budget_ns": 10_000 * MS,
-            "decide_budget_ns": 15 * MS,
-            "commit_grace_ns": 2 * MS,
+            "rules": Rules(),
         } | options
         self.flow = FraudFlow(
-            self.store, self.scorer, POLICY, self.sink, wall_clock_s=lambda: self.now_s, **options
+            self.recording, self.scorer, POLICY, self.watcher, wall_clock_s=lambda: self.now_s, **options
         )  # fmt: skip
 
     def run(self, *transactions: Transaction, rung: int = 0) -> list[Any]:

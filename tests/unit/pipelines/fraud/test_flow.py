@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from serve.errors import InvalidInput
 from serve.features.breaker import Breaker
 from serve.features.store import StoreFailed
-from serve.features.windows import FEATURES
+from serve.features.windows import FEATURES, Windows
 from serve.pipelines.fraud.contract import MAX_FUTURE_S, Decision
+from serve.pipelines.fraud.quality import Calibration
+from serve.pipelines.fraud.rules import Rules
 from tests.unit.pipelines.fraud.cases import AMOUNT, AVERAGES, MS, NOW_S, POLICY, FlowBench, transaction
 
 FAILURES_TO_OPEN = 3
@@ -29,7 +32,7 @@ def bench() -> FlowBench:
 
 def reopen(bench: FlowBench) -> None:
     """Lets the breakers' time pass: both have a trial open."""
-    for breaker in (bench.flow._reading, bench.flow._writing):
+    for breaker in (bench.recording._reading, bench.recording._writing):
         breaker._open_until_ns = 0
 
 
@@ -42,7 +45,7 @@ def test_each_transaction_gets_its_decision_in_order(bench):
     assert [d.decision for d in decisions] == ["approve", "review", "decline"]
     assert [d.risk_level for d in decisions] == ["low", "medium", "critical"]
     assert [d.fraud_probability for d in decisions] == pytest.approx([0.10, 0.40, 0.95])
-    assert decisions[0].scores == {"model": decisions[0].fraud_probability}
+    assert decisions[0].scores == pytest.approx({"for": 0.10, "against": 0.90})
     assert all(d.model_version == "model:7" and d.degraded == [] for d in decisions)
 
 
@@ -84,6 +87,59 @@ def test_every_item_has_one_outcome_and_equal_ids_of_scored_items_have_equal_one
         else:
             assert item.timestamp == late_s
     assert set(bench.store.decisions) == set(by_id)
+
+
+def test_what_members_cannot_explain_is_told_apart_from_reasons(bench):
+    approved, declined = bench.run(transaction("a", 10), transaction("d", 95))
+    assert approved.unexplained == 0
+    explained = 0.95 - 0.5 * len(FEATURES)
+    assert declined.unexplained == pytest.approx(math.log(0.95 / 0.05) - explained, rel=1e-5)
+
+
+def test_labels_correct_the_probability_and_leave_the_members_scores(bench):
+    bench.flow.policy = replace(POLICY, calibration=Calibration(slope=1.0, shift=math.log(9)))
+    [decision] = bench.run(transaction("t1", 50))
+    assert decision.fraud_probability == pytest.approx(0.9)
+    assert decision.scores == pytest.approx({"for": 0.5, "against": 0.5})
+
+
+def test_a_watcher_sees_every_batch_that_was_scored(bench):
+    bench.run(transaction("t1"), transaction("t2"))
+    bench.run(transaction("t3"))
+    assert bench.watcher.seen == [2, 1]
+
+
+# Rules
+
+
+def test_a_rule_that_holds_makes_an_approval_a_review_and_says_so_first(bench):
+    bench.flow.rules = Rules(amount=20)
+    approved, reviewed, declined = bench.run(transaction("a", 19), transaction("r", 20), transaction("d", 95))
+    assert [one.decision for one in (approved, reviewed, declined)] == ["approve", "review", "decline"]
+    assert [reason.feature for reason in reviewed.reasons] == ["rule_amount", "amount"]
+    assert reviewed.fraud_probability == pytest.approx(0.2)
+    assert "20.00" in reviewed.reasons[0].text
+
+
+def test_rules_about_the_customer_look_at_the_windows_and_do_nothing_without_them(bench):
+    bench.flow.rules = Rules(velocity=3, distance=100, speed=900, new_terminal_amount=5)
+    bench.store.customer = seen_customer(count_1h=3, is_new=1, km=100, km_per_h=900)
+    [decision] = bench.run(transaction("t1", 10))
+    assert [reason.feature for reason in decision.reasons[:4]] == [
+        "rule_velocity", "rule_distance", "rule_speed", "rule_new_terminal_amount",
+    ]  # fmt: skip
+    bench.store.customer = seen_customer(count_1h=2, is_new=0, km=99, km_per_h=math.nan)
+    assert bench.run(transaction("t2", 10))[0].decision == "approve"
+    bench.store.fetch_failure = StoreFailed("late")
+    assert bench.run(transaction("t3", 10))[0].decision == "approve"
+
+
+def seen_customer(*, count_1h, is_new, km, km_per_h):
+    known = Windows.unknown(1)
+    known.totals[0, 0] = count_1h
+    known.since_last_s[0] = 60
+    known.profile[0] = (1, is_new, km, km_per_h)
+    return known
 
 
 # Repeats

@@ -19,8 +19,8 @@ from serve.pipelines.fraud.stages import (
     Policy,
     assemble_rows,
     average_rows,
+    explain,
     reason_text,
-    reasons,
     timestamp_error,
     to_events,
 )
@@ -97,7 +97,7 @@ def test_columns_are_in_the_transactions_order():
 
 def test_an_unknown_customers_row_has_the_transactions_own_columns():
     events = to_events([transaction("a", 12.5)], [NOW_S])
-    unknown = Windows(np.zeros((1, 8), np.int64), np.full(1, np.nan), np.zeros(1, np.bool_))
+    unknown = Windows.unknown(1)
     [row] = assemble_rows(events, unknown, unknown)
     assert row.dtype == np.float32
     assert row[AMOUNT] == 12.5
@@ -130,21 +130,21 @@ def test_an_amount_is_compared_with_the_average_that_stands_in_for_the_customers
 def test_reasons_are_the_features_that_raised_the_score_most_largest_first():
     contributions = np.linspace(-1, 1, len(FEATURES) + 1, dtype=np.float32)
     contributions[-1] = 99  # the expected value is no feature
-    found = reasons(np.ones(len(FEATURES), np.float32), contributions)
+    found = explain(np.ones(len(FEATURES), np.float32), contributions, 0.0).reasons
     assert [reason.feature for reason in found] == list(FEATURES[::-1][:4])
     assert [reason.contribution for reason in found] == sorted((r.contribution for r in found), reverse=True)
 
 
 def test_a_row_that_nothing_raised_has_no_reasons():
     contributions = np.zeros(len(FEATURES) + 1, np.float32)
-    assert reasons(np.ones(len(FEATURES), np.float32), contributions) == []
-    assert reasons(np.ones(len(FEATURES), np.float32), contributions - 1) == []
+    assert explain(np.ones(len(FEATURES), np.float32), contributions, 0.0).reasons == []
+    assert explain(np.ones(len(FEATURES), np.float32), contributions - 1, 0.0).reasons == []
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=len(FEATURES) + 1, max_size=len(FEATURES) + 1))
 def test_reasons_are_at_most_four_and_each_raised_the_score(contributions):
     row = np.full(len(FEATURES), np.nan, np.float32)
-    found = reasons(row, np.array(contributions, np.float32))
+    found = explain(row, np.array(contributions, np.float32), 0.0).reasons
     assert len(found) <= 4
     assert all(reason.contribution > 0 and reason.value is None for reason in found)
 

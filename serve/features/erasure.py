@@ -1,0 +1,92 @@
+"""Takes erased customers off the disk: first their entries out of the log, a little every second, then the pages.
+
+Takes an open database; deletes in short transactions, then, at most once in `compact_after_s`, replaces the file by a
+compacted copy, which has no freed pages and so none with what was deleted. Called by the store's housekeeper.
+
+While the copy is written nobody can commit: at some 500 MB/s, and for a store of gigabytes some seconds, in which
+answers say that they are unrecorded. Other processes notice that their file was replaced, and open the copy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from serve.features import records
+from serve.features.database import DATA, LOCK, Database, held
+from serve.features.retention import Audit
+
+log = logging.getLogger(__name__)
+
+_ENTRIES_PER_ROUND = 4096
+
+
+class Erasure:
+    """Remembers how far the search of the log has come; a process that ends leaves it to the next one."""
+
+    def __init__(
+        self, folder: Path, compact_after_s: float, wall_clock_s: Callable[[], float], on_audit: Audit
+    ) -> None:
+        self._folder = folder
+        self._compact_after_s = compact_after_s
+        self._wall_clock_s = wall_clock_s
+        self._on_audit = on_audit
+        self._erased: Mapping[str, bytes] = {}
+        self._after: int | None = None
+
+    def run(self, database: Database) -> bool:
+        """One round; whether the file was replaced and must be opened anew."""
+        with database.env.begin() as txn:
+            erased = self._erased or records.erasures(txn)
+            uncompacted = txn.get(records.UNCOMPACTED)
+        if erased:
+            self._search(database, erased)
+            return False
+        if uncompacted is None:
+            return False
+        waited_s = self._wall_clock_s() - int.from_bytes(uncompacted, "big") / 1e6
+        if waited_s < self._compact_after_s:
+            return False
+        try:
+            self._compact(database)
+        except TimeoutError:  # another process compacts, or opens; the next round finds out
+            return False
+        return True
+
+    def _search(self, database: Database, erased: Mapping[str, bytes]) -> None:
+        self._erased = erased
+        with database.env.begin(write=True) as txn:
+            self._after = records.sweep_erased(txn, erased, self._after or 0, _ENTRIES_PER_ROUND)
+            if self._after is None:
+                records.end_erasures(txn, erased, int(self._wall_clock_s() * 1e6))
+        if self._after is None:
+            self._erased = {}
+            self._on_audit("erased_from_log", {"customers": len(erased)})
+
+    def _compact(self, database: Database) -> None:
+        """Puts a compacted copy in the file's place. Whoever waits for the old file's lock finds it replaced."""
+        import lmdb
+
+        with held(self._folder), database.env.begin(write=True):
+            if not database.opening.is_current():
+                return
+            for left in self._folder.glob("compacting-*"):  # by a process that was killed: copies of what is erased now
+                shutil.rmtree(left, ignore_errors=True)
+            aside = Path(tempfile.mkdtemp(prefix="compacting-", dir=self._folder))
+            try:
+                database.env.copy(str(aside), compact=True)
+                with lmdb.open(str(aside), map_size=database.max_bytes) as copy, copy.begin(write=True) as txn:
+                    txn.delete(records.UNCOMPACTED)
+                for damaged in self._folder.glob("damaged-*"):  # what was set aside holds the erased, too
+                    damaged.unlink()
+                os.chmod(aside / DATA, 0o600)
+                (self._folder / LOCK).unlink(missing_ok=True)  # first: killed here, the next one opens old data anew
+                os.replace(aside / DATA, self._folder / DATA)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        log.info("the feature store was compacted: what had been erased has left the disk")
+        self._on_audit("compacted", {})
