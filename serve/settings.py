@@ -77,6 +77,8 @@ class Features(_Part):
     """`embedded`, or the address of a Redis: redis://, rediss:// (TLS), redis+sentinel://, redis+cluster://."""
     path: str = "auto"
     """Folder of the embedded store; `auto` is `$XDG_DATA_HOME/headroom/features`."""
+    timeout_ms: Annotated[float, Field(gt=0, le=10_000)] = 2.0
+    """How long Redis may take to answer for a batch of one; each further row adds 0.02. Late is as good as down."""
     max_bytes: Annotated[int, Field(ge=16 << 20, le=1 << 42)] = 4 << 30
     retention_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
     """How long a decision is kept."""
@@ -260,6 +262,11 @@ def _keys_at(schema: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
 def cache_dir(settings: Settings) -> Path:
     """Where what is derived on this machine is kept."""
     return _folder(settings.cache_dir, "XDG_CACHE_HOME", ".cache", "headroom")
+
+
+def redis_password() -> str | None:
+    """For a Redis whose address holds none: a configuration file is no place for secrets."""
+    return os.environ.get("HEADROOM_REDIS_PASSWORD") or None
 
 
 def features_dir(settings: Settings) -> Path:

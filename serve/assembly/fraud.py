@@ -8,6 +8,7 @@ from functools import partial
 
 from serve.assembly.endpoints import Published, RouteMaker, Service, publish
 from serve.assembly.fraud_watch import FraudWatch
+from serve.assembly.stores import Store, feature_store
 from serve.backends.base import Scores
 from serve.backends.stacked import StackedModel
 from serve.batching.collector import Collector
@@ -15,7 +16,6 @@ from serve.batching.runner import Runner
 from serve.budgets.ladder import Ladder, Rung
 from serve.context import RequestContext
 from serve.errors import NotReady
-from serve.features.embedded import EmbeddedStore
 from serve.features.windows import FEATURES
 from serve.ingress.blocking import BlockingWork
 from serve.ingress.grpc_fraud import fraud_methods
@@ -41,14 +41,12 @@ from serve.settings import (
     Settings,
     SettingsError,
     audit_log_path,
-    features_dir,
 )
 
 MODEL = "fraud_ensemble"
 _RUNG_SHARES = {"reasons": 0.7, "features": 0.4}
 """Of the full time, until measured."""
 _DEFAULT_STAGE_MS = 5.0
-_DAY_S = 86_400
 
 
 class EnsembleScorer:
@@ -73,7 +71,7 @@ class _Parts:
     """What the pipeline is made of beside its service."""
 
     flow: FraudFlow
-    store: EmbeddedStore
+    store: Store
     collector: Collector
     watch: FraudWatch
     audit: AuditLog
@@ -133,11 +131,7 @@ def fraud_pipeline(
     collector = Collector("fraud", max_items=published.max_queue_items)
     recorder = publish("fraud", Published(published.budget_ms, FRAUD_STAGES, published.stages), metrics)
     audit, blocking = AuditLog(audit_log_path(settings)), BlockingWork()
-    store = EmbeddedStore(
-        features_dir(settings), max_bytes=settings.features.max_bytes,
-        max_age_s=settings.features.retention_days * _DAY_S, compact_after_s=settings.features.compact_after_s,
-        on_audit=audit.write,
-    )  # fmt: skip
+    store = feature_store(settings, audit.write)
     commit_limit_ns = _stage_ns(published.stages, "decide") + int(settings.features.commit_grace_ms * 1e6)
     flow = FraudFlow(
         Recording(store, metrics, commit_limit_ns=commit_limit_ns), scorer, policy, watch.watch,

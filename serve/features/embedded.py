@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from serve.features import records
+from serve.features.batch import window_keys
 from serve.features.database import Database, Opening, failure_kind, held, open_database, part_from
 from serve.features.erasure import Erasure
 from serve.features.records import Snapshot
@@ -235,7 +236,7 @@ def _flush_at_last(database: Database) -> None:
 
 
 def _read(database: Database, events: Events) -> Fetched:
-    keys = records.window_keys(events)
+    keys = window_keys(events)
     with database.env.begin(buffers=True) as txn:
         stored = records.stored_decisions(txn, events.transaction_ids)
         skipped = [one.row for one in stored]

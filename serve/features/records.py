@@ -21,36 +21,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from serve.features.store import FRAUD, GENUINE, UNLABELLED, Events, Labelled, LogEntry, Stored
-from serve.features.windows import Advance, Customers, advance, mark, terminal_number
+from serve.features.batch import CUSTOMER, TERMINAL, WindowKeys, advance_batch, entries_of
+from serve.features.store import FRAUD, GENUINE, Events, Labelled, LogEntry, Stored
+from serve.features.windows import Advance, mark
 
 if TYPE_CHECKING:
     import lmdb
 
-Keys = npt.NDArray[np.int32]
 Txn: TypeAlias = "lmdb.Transaction[Any]"
 
 WINDOWS_BEGIN, WINDOWS_END = b"c", b"u"
 """Bounds of the keys of windows."""
-_CUSTOMER, _TERMINAL = b"c", b"t"
 _DECISION = b"x"
 _ERASURE, _ERASURES_END = b"z", b"{"
 UNCOMPACTED = b"{"
 _LOG = b"\xff"
 
 
-class _Logged(LogEntry, frozen=True, array_like=True, gc=False):
-    """An entry as it is in the file."""
-
-    is_late: bool = False
-    """Of the terminal's events: too late to be entered, so that its label counts nothing."""
-
-
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Logged).decode
+_decode = msgspec.msgpack.Decoder(LogEntry).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +56,6 @@ class Snapshot:
     advanced: Advance
 
 
-@dataclass(frozen=True, slots=True)
-class WindowKeys:
-    """A batch's distinct keys, customers first, each kind sorted (neighbours share pages); and the key of each of 2n
-    rows: all rows' customers, then all rows' terminals.
-    """
-
-    keys: list[bytes]
-    key_of_row: Keys
-    customers: Customers
-
-
-def window_keys(events: Events) -> WindowKeys:
-    """The keys of a batch's windows."""
-    customers, terminals = sorted(set(events.customer_ids)), sorted(set(events.terminal_ids))
-    number_of_customer = dict(zip(customers, range(len(customers)), strict=True))
-    number_of_terminal = dict(zip(terminals, range(len(customers), len(customers) + len(terminals)), strict=True))
-    rows = [number_of_customer[name] for name in events.customer_ids]
-    rows += [number_of_terminal[name] for name in events.terminal_ids]
-    keys = [_CUSTOMER + name.encode() for name in customers] + [_TERMINAL + name.encode() for name in terminals]
-    places = Customers(
-        len(customers), np.array([terminal_number(name) for name in events.terminal_ids], np.int64), events.place
-    )
-    return WindowKeys(keys, np.array(rows, np.int32), places)
-
-
 def stored_decisions(txn: Txn, transaction_ids: Sequence[str]) -> list[Stored]:
     """The rows that were decided earlier, with their decisions; `transaction_ids` are distinct."""
     numbers = [txn.get(_DECISION + name.encode()) for name in transaction_ids]
@@ -98,31 +63,23 @@ def stored_decisions(txn: Txn, transaction_ids: Sequence[str]) -> list[Stored]:
     return [Stored(row, entry.decision) for row, entry in found if entry is not None]
 
 
-def find(txn: Txn, transaction_id: str) -> tuple[bytes, _Logged] | None:
+def find(txn: Txn, transaction_id: str) -> tuple[bytes, LogEntry] | None:
     """The transaction's number and entry, unless it is not known or was erased."""
     number = txn.get(_DECISION + transaction_id.encode())
     entry = None if number is None else _entry(txn, bytes(number))
     return None if number is None or entry is None else (bytes(number), entry)
 
 
-def _entry(txn: Txn, number: bytes) -> _Logged | None:
+def _entry(txn: Txn, number: bytes) -> LogEntry | None:
     entry = _decode(txn.get(_LOG + number, b""))
     erased = txn.get(_ERASURE + entry.customer_id.encode())
     return entry if erased is None or bytes(erased) < number else None
 
 
 def advance_windows(txn: Txn, keys: WindowKeys, events: Events, skipped: Sequence[int]) -> Advance:
-    """Both windows of every row. Rows decided earlier were entered then: they are moved to a key of their own."""
-    key_of_row = keys.key_of_row
+    """Both windows of every row."""
     states = [txn.get(key) for key in keys.keys]  # with views of the pages, twice as fast as getmulti
-    if skipped:
-        n = len(events.transaction_ids)
-        key_of_row = key_of_row.copy()
-        key_of_row[[*skipped, *(row + n for row in skipped)]] = len(states)
-        states.append(None)
-    event_s = np.concatenate((events.event_s, events.event_s))
-    amount_e4 = np.concatenate((events.amount_e4, events.amount_e4))
-    return advance(states, key_of_row, event_s, amount_e4, keys.customers)
+    return advance_batch(states, keys, events, skipped)
 
 
 def put_batch(
@@ -136,11 +93,7 @@ def put_batch(
     """Records the rows that have a decision, and the keys' new windows. Raises KeyError if one was decided
     already: the transaction must not be committed then.
     """
-    n = len(events.transaction_ids)
-    columns = (events.transaction_ids, events.customer_ids, events.terminal_ids,
-               events.event_s.tolist(), events.amount_e4.tolist(), decisions, _places(events),
-               [UNLABELLED] * n, advanced.windows.is_late[n:].tolist())  # fmt: skip
-    entries = [entry for entry in zip(*columns, strict=True) if entry[5] is not None]
+    entries = list(entries_of(events, decisions, advanced))
     with txn.cursor() as cursor:
         first = max(now_us, _last_number(cursor) + 1)
         if _has_erasures(cursor):
@@ -156,13 +109,6 @@ def put_batch(
         # The skipped rows' own key is the last one, without a name; one whose only rows they are may have no state.
         states = [item for item in zip(keys, advanced.new_states(), strict=False) if item[1]]
         cursor.putmulti(states)
-
-
-def _places(events: Events) -> list[list[float] | None]:
-    """What is logged of where the rows were."""
-    if np.isnan(events.place).all():
-        return [None] * len(events.place)
-    return [None if place[0] != place[0] else place for place in events.place.tolist()]
 
 
 def log_entries(txn: Txn, after: int = 0) -> Iterator[tuple[int, LogEntry]]:
@@ -199,13 +145,13 @@ def label(txn: Txn, labels: Mapping[str, bool]) -> list[Labelled]:
     return results
 
 
-def _label_one(txn: Txn, number: bytes, entry: _Logged, label: int) -> None:
+def _label_one(txn: Txn, number: bytes, entry: LogEntry, label: int) -> None:
     if entry.label == label:
         return
     txn.put(_LOG + number, _encode(msgspec.structs.replace(entry, label=label)))
     if entry.is_late or FRAUD not in (entry.label, label):
         return
-    key = _TERMINAL + entry.terminal_id.encode()
+    key = TERMINAL + entry.terminal_id.encode()
     state = txn.get(key)
     if state is not None:
         txn.put(key, mark(bytes(state), entry.event_s, is_fraud=label == FRAUD))
@@ -216,7 +162,7 @@ def erase(txn: Txn, customer_id: str) -> None:
     with txn.cursor() as cursor:
         last = _last_number(cursor)  # not the time: a commit that waits for the lock has taken an earlier one
     txn.put(_ERASURE + customer_id.encode(), last.to_bytes(8, "big"))
-    txn.delete(_CUSTOMER + customer_id.encode())
+    txn.delete(CUSTOMER + customer_id.encode())
 
 
 def erasures(txn: Txn) -> dict[str, bytes]:

@@ -66,6 +66,8 @@ class LogEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     place: tuple[float, float] | None = None
     """Latitude and longitude."""
     label: int = UNLABELLED
+    is_late: bool = False
+    """For its terminal: it was not entered, so that its label counts nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class Server:
         self.config_path = folder / "config.yaml"
         self.log_path = folder / "server.log"
         self.config: dict[str, Any]
+        self.extra_environment: dict[str, str] = {}
         self.set_config(**overrides)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -127,6 +128,7 @@ class Server:
             "RAY_worker_niceness": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            **self.extra_environment,
         }
 
     def is_ready_or_dead(self) -> bool:

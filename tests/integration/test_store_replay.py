@@ -1,8 +1,4 @@
-"""Never lost, never twice: several processes on one store, killed and paused, against a replay of the log.
-
-Online equals offline through the real store, out-of-order arrivals included: on generated transactions, and on 100 000
-of the handbook's.
-"""
+"""Never lost, never twice: several processes on one store, killed and paused, against a replay of the log."""
 
 from __future__ import annotations
 
@@ -21,31 +17,23 @@ import numpy as np
 import pytest
 
 from serve.features.embedded import EmbeddedStore
-from serve.features.store import Events, Fetched, StoreFailed
-from serve.features.windows import to_ten_thousandths
+from serve.features.store import StoreFailed
 from tests.unit.features.store_cases import (
     NOW_S,
     StoreProcess,
-    assert_same_windows,
     assert_windows_are_the_logs,
-    batches,
     commit,
     decision_of,
     event_of,
     events,
     events_of,
-    joined,
     logged,
-    offline,
     open_store,
     part_of,
     score,
 )
 
-DAY_S = 86_400
 NOBODY = 65534
-DATA_ROOT = Path(os.environ.get("HEADROOM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
-TRANSACTIONS = DATA_ROOT / "fraud" / "handbook_transactions" / "transactions.parquet"
 
 
 @pytest.fixture
@@ -344,82 +332,3 @@ def failure_of(store: EmbeddedStore) -> str:
     except StoreFailed as failure:
         return failure.event
     return ""
-
-
-# Online equals offline.
-
-
-def out_of_order(event_s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Order of arrival: a fifth comes up to 30 hours late, six more than windows wait."""
-    delay_s = np.where(rng.random(len(event_s)) < 0.2, rng.integers(0, 30 * 3600, len(event_s)), 0)
-    return np.argsort(event_s + delay_s, kind="stable")
-
-
-def synthetic(num_rows: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    customer = np.where(rng.random(num_rows) < 0.1, 0, rng.integers(0, 40, num_rows))
-    event_s = NOW_S + np.sort(rng.integers(0, 40 * DAY_S, num_rows) // 7 * 7)
-    return customer, rng.integers(0, 60, num_rows), event_s, rng.integers(1, 10**7, num_rows)
-
-
-def handbook(num_rows: int) -> tuple[np.ndarray, ...]:
-    """The lowest customer numbers' transactions over the whole period, on few terminals: all windows roll."""
-    import pandas as pd
-
-    table = pd.read_parquet(TRANSACTIONS, columns=["TX_DATETIME", "CUSTOMER_ID", "TERMINAL_ID", "TX_AMOUNT"])
-    lowest = table.sort_values("CUSTOMER_ID", kind="stable").head(num_rows).sort_values("TX_DATETIME", kind="stable")
-    event_s = lowest["TX_DATETIME"].to_numpy().astype("datetime64[s]").astype(np.int64)
-    amount_e4 = to_ten_thousandths(lowest["TX_AMOUNT"].to_numpy())
-    return lowest["CUSTOMER_ID"].to_numpy(), lowest["TERMINAL_ID"].to_numpy() % 500, event_s, amount_e4
-
-
-def arrivals(columns: tuple[np.ndarray, ...], rng: np.random.Generator) -> Events:
-    customer, terminal, event_s, amount_e4 = (column[out_of_order(columns[2], rng)] for column in columns)
-    ids = [f"transaction {row}" for row in range(len(event_s))]
-    return Events(ids, [f"c{n}" for n in customer], [f"t{n}" for n in terminal], event_s, amount_e4)
-
-
-def fetch_and_commit(store: EmbeddedStore, batch: Events) -> Fetched:
-    fetched = store.fetch(batch)
-    assert commit(store, batch, fetched) == []
-    return fetched
-
-
-def online(path: Path, everything: Events, rng: np.random.Generator) -> list[Fetched]:
-    """Two processes take turns; in the middle one is closed and opened again, and the other one is killed."""
-    quiet = {"housekeeping_s": 3600.0}  # so that no key is swept
-    store, other = open_store(path, **quiet), StoreProcess.start(path, **quiet)
-    fetched, num_rows, is_middle_over = [], len(everything.event_s), False
-    for turn, rows in enumerate(batches(num_rows, rng)):
-        if not is_middle_over and rows.start > num_rows // 2:
-            is_middle_over = True
-            store.close()
-            other.kill()
-            store, other = open_store(path, **quiet), StoreProcess.start(path, **quiet)
-        batch = part_of(everything, rows)
-        is_ours = turn % 2 == 0
-        fetched.append(fetch_and_commit(store, batch) if is_ours else other.do(partial(fetch_and_commit, batch=batch)))
-    assert_windows_are_the_logs(store)
-    store.close()
-    other.kill()
-    return fetched
-
-
-def assert_online_is_offline(path: Path, everything: Events, rng: np.random.Generator) -> None:
-    seen = online(path, everything, rng)
-    customer, terminal = offline(everything)
-    assert customer.is_late.any()
-    assert_same_windows(joined([one.customer for one in seen]), customer)
-    assert_same_windows(joined([one.terminal for one in seen]), terminal)
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_windows_through_the_store_equal_the_backfill_on_generated_transactions(path, seed):
-    rng = np.random.default_rng(seed)
-    assert_online_is_offline(path, arrivals(synthetic(6_000, rng), rng), rng)
-
-
-@pytest.mark.data
-@pytest.mark.skipif(not TRANSACTIONS.exists(), reason=f"no data set at {TRANSACTIONS}; set HEADROOM_DATA")
-def test_windows_through_the_store_equal_the_backfill_on_100_000_of_the_handbooks_transactions(path):
-    rng = np.random.default_rng(11)
-    assert_online_is_offline(path, arrivals(handbook(100_000), rng), rng)

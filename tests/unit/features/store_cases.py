@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from kernels import profiles
 from kernels import windows as kernel
 from serve.features import records
 from serve.features.backfill import backfill
+from serve.features.batch import window_keys
 from serve.features.embedded import EmbeddedStore
+from serve.features.redis import RedisStore
 from serve.features.store import FRAUD, Events, Fetched, Stored, StoreFailed
 from serve.features.windows import Windows, advance, mark
 
@@ -86,8 +89,12 @@ def totals(store: EmbeddedStore, batch: Events) -> list[int]:
     return [int(count) for count in store.fetch(batch).customer.totals[:, 3]]
 
 
-def window_states(store: EmbeddedStore) -> dict[bytes, bytes]:
-    """Every key's state as it is in the file."""
+def window_states(store: EmbeddedStore | RedisStore) -> dict[bytes, bytes]:
+    """Every key's state as it is in the store."""
+    if isinstance(store, RedisStore):
+        names = [name for kind in "ct" for name in store._client.scan_iter(f"{{headroom}}:{kind}:*")]
+        values = store._client.mget(names)
+        return {n[11:12] + n[13:]: in_order(value[16:]) for n, value in zip(names, values, strict=True)}
     with store._opened().env.begin() as txn, txn.cursor() as cursor:
         cursor.set_range(records.WINDOWS_BEGIN)
         return {key: in_order(value) for key, value in cursor if key < records.WINDOWS_END}
@@ -116,7 +123,7 @@ def logged(store: EmbeddedStore) -> Events:
 
 def replayed_states(log: Events, frauds: Collection[str] = ()) -> dict[bytes, bytes]:
     """The states that the log's events and labels make, entered anew one after the other."""
-    keys = records.window_keys(log)
+    keys = window_keys(log)
     twice = (np.tile(log.event_s, 2), np.tile(log.amount_e4, 2))
     advanced = advance([None] * len(keys.keys), keys.key_of_row, *twice, keys.customers)
     states = dict(zip(keys.keys, advanced.new_states(), strict=True))
@@ -144,6 +151,12 @@ def assert_same_windows(ours: Windows, theirs: Windows) -> None:
     np.testing.assert_array_equal(ours.since_last_s, theirs.since_last_s)
     np.testing.assert_array_equal(ours.profile, theirs.profile)
     np.testing.assert_array_equal(ours.is_late, theirs.is_late)
+
+
+def on_disk(path: Path) -> bytes:
+    """All that the folder's files hold; read by another process, because a file closed here loses LMDB's locks on it."""
+    files = [str(file) for file in sorted(path.rglob("*")) if file.is_file()]
+    return subprocess.run(["cat", "--", *files], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout
 
 
 def offline(batch: Events, is_fraud: np.ndarray | None = None) -> tuple[Windows, Windows]:

@@ -1,39 +1,38 @@
-"""Erasing a customer from the embedded store: unreadable at once, out of the log soon, off the disk after compaction."""
+"""Erasing a customer from the embedded store: unreadable at once, out of the log soon, and new if it comes back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from serve.features import erasure, records
+from serve.features import erasure
 from serve.features.embedded import EmbeddedStore
 from serve.features.store import UNLABELLED, Labelled
+from tests.unit.features.erasure_cases import (
+    VICTIM,
+    erasures,
+    housekeep_until,
+    housekeep_until_compacted,
+    open_quiet,
+)
 from tests.unit.features.store_cases import (
     NOW_S,
     assert_windows_are_the_logs,
     commit,
     decision_of,
-    event_of,
     events,
     events_of,
     logged,
-    open_store,
+    on_disk,
     score,
     totals,
     window_states,
 )
 
 DAY_S = 86_400
-VICTIM = events_of(
-    *((f"victims-{n}", "victim", "t", NOW_S + n, 1_000 + n) for n in range(20)), place=[(52.5, 13.4)] * 20
-)
 AGAIN = events_of(("victims-0", "victim", "t", NOW_S, 1_000))
-
-open_quiet = partial(open_store, housekeeping_s=3600.0, compact_after_s=0.0)
-"""Its housekeeper waits; the tests do its rounds."""
 
 
 @pytest.fixture
@@ -41,29 +40,6 @@ def store(path: Path) -> Iterator[EmbeddedStore]:
     one = open_quiet(path)
     yield one
     one.close()
-
-
-def housekeep_until(store: EmbeddedStore, is_so: Callable[[], bool]) -> None:
-    for _ in range(100):
-        if is_so():
-            return
-        store._housekeep()
-    raise AssertionError("a hundred rounds were not enough")
-
-
-def housekeep_until_compacted(store: EmbeddedStore, path: Path) -> None:
-    former = (path / "data.mdb").stat().st_ino
-    housekeep_until(store, lambda: (path / "data.mdb").stat().st_ino != former)
-
-
-def on_disk(path: Path) -> bytes:
-    """All that the folder's files hold."""
-    return b"".join(file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file())
-
-
-def erasures(store: EmbeddedStore) -> set[str]:
-    with store._opened().env.begin() as txn:
-        return set(records.erasures(txn))
 
 
 def test_erased_customer_cannot_be_found_labelled_or_answered_from_the_moment_on(store):
@@ -181,7 +157,7 @@ def test_sweep_goes_through_the_log_a_bounded_number_of_entries_a_round(store, m
     while erasures(store):
         store._housekeep()
         left.append(len(store.read_log()))
-    assert left == [*range(990, 890, -10), 900]
+    assert left == list(range(990, 890, -10))
 
 
 def test_customer_erased_while_another_is_searched_for_is_searched_for_next(store, path, monkeypatch):
@@ -196,132 +172,6 @@ def test_customer_erased_while_another_is_searched_for_is_searched_for_next(stor
     assert store.read_log() == []
     assert b"seconds-" not in on_disk(path)
     assert b"victim" not in on_disk(path)
-
-
-# Off the disk.
-
-
-def test_nothing_of_an_erased_customer_is_on_the_disk_after_compaction(store, path):
-    for seed in range(20):
-        score(store, events(64, seed=seed))
-        score(store, events_of(*((f"victims {seed} {n}", "victim", f"t{n}", NOW_S, 1) for n in range(10))))
-    assert on_disk(path).count(b"victim") > 200
-    store.erase("victim")
-    housekeep_until_compacted(store, path)
-    assert b"victim" not in on_disk(path)
-    assert len(store.read_log()) == 20 * 64
-    assert {file.name for file in path.iterdir()} == {"data.mdb", "lock.mdb"}
-    assert (path / "data.mdb").stat().st_mode & 0o777 == 0o600
-    score(store, events(64, seed=99))
-    assert len(store.fetch(events(64, seed=99)).stored) == 64
-
-
-@pytest.mark.parametrize("num_bytes", [1_000, 2_500, 3_900, 9_000])
-def test_nor_in_the_rest_of_a_page_that_a_long_value_does_not_fill(store, path, num_bytes):
-    """LMDB fills no page that it uses again: what was there before is behind the new value."""
-    for seed in range(30):
-        mine = events_of(*((f"victims {seed} {n}", "victim", "t", NOW_S, 1) for n in range(8)))
-        store.commit(mine, [b"victim's".ljust(8) * (num_bytes // 8)] * 8, store.fetch(mine), 1 << 62)
-        others = events(8, seed=seed)
-        store.commit(others, [b"other's" * (2_200 // 7)] * 8, store.fetch(others), 1 << 62)
-    store.erase("victim")
-    housekeep_until_compacted(store, path)
-    for seed in range(100, 130):
-        others = events(8, seed=seed)
-        store.commit(others, [b"other's" * (2_200 // 7)] * 8, store.fetch(others), 1 << 62)
-    assert b"victim" not in on_disk(path)
-    assert len(store.read_log()) == 60 * 8
-
-
-def test_compaction_waits_for_its_time_and_for_the_search(path):
-    clock = [1_000_000.0]
-    store = open_store(path, housekeeping_s=3600, compact_after_s=500, wall_clock_s=lambda: clock[0])
-    score(store, VICTIM)
-    former = (path / "data.mdb").stat().st_ino
-    store.erase("victim")
-    clock[0] += 1_000
-    store._housekeep()
-    for _ in range(3):
-        clock[0] += 166
-        store._housekeep()
-        assert (path / "data.mdb").stat().st_ino == former
-    clock[0] += 3
-    store._housekeep()
-    assert (path / "data.mdb").stat().st_ino != former
-    assert b"victim" not in on_disk(path)
-    store.close()
-
-
-def test_store_is_compacted_once_and_not_again_without_an_erasure(store, path):
-    score(store, VICTIM)
-    store.erase("victim")
-    housekeep_until_compacted(store, path)
-    compacted = (path / "data.mdb").stat().st_ino
-    for _ in range(5):
-        store._housekeep()
-    assert (path / "data.mdb").stat().st_ino == compacted
-
-
-def test_what_was_set_aside_as_damaged_leaves_with_the_erased(store, path):
-    (path / "damaged-data.mdb").write_bytes(b"of the victim")
-    store.erase("victim")
-    housekeep_until_compacted(store, path)
-    assert b"victim" not in on_disk(path)
-
-
-def test_batch_read_before_a_compaction_is_recorded_after_it(store, path):
-    score(store, events(20, seed=1))
-    batch = events(20, seed=2)
-    fetched = store.fetch(batch)
-    store.erase("nobody")
-    housekeep_until_compacted(store, path)
-    assert commit(store, batch, fetched) == []
-    assert_windows_are_the_logs(store)
-
-
-def test_erasure_that_a_process_left_unfinished_is_finished_by_the_next_one(path, monkeypatch):
-    monkeypatch.setattr(erasure, "_ENTRIES_PER_ROUND", 10)
-    first = open_quiet(path)
-    score(first, VICTIM)
-    score(first, events(50, seed=1))
-    first.erase("victim")
-    first._housekeep()
-    assert 50 < len(first.read_log()) < 70
-    first.close()
-    second = open_quiet(path)
-    assert second.find("victims-19") is None
-    housekeep_until_compacted(second, path)
-    assert len(second.read_log()) == 50
-    assert b"victim" not in on_disk(path)
-    second.close()
-
-
-@pytest.mark.parametrize("killed_before", ["copy", "rename"])
-def test_compaction_that_was_cut_short_is_done_again_and_leaves_no_copy(path, monkeypatch, killed_before):
-    first = open_quiet(path)
-    score(first, VICTIM)
-    score(first, events(50, seed=1))
-    first.erase("victim")
-    housekeep_until(first, lambda: not erasures(first))
-    with monkeypatch.context() as patch:
-        patch.setattr(erasure.shutil, "rmtree", lambda *_, **__: None)
-        patch.setattr(erasure.os, "chmod" if killed_before == "copy" else "replace", killed)
-        assert event_of(first._housekeep) == "error"
-    first.close()
-    left = list(path.glob("compacting-*/data.mdb"))
-    assert len(left) == 1
-    left[0].write_bytes(b"an earlier copy, with the victim")
-    second = open_quiet(path)
-    assert len(second.read_log()) == 50
-    housekeep_until_compacted(second, path)
-    assert b"victim" not in on_disk(path)
-    assert list(path.glob("compacting-*")) == []
-    assert len(second.read_log()) == 50
-    second.close()
-
-
-def killed(*_: object) -> None:
-    raise RuntimeError("killed")
 
 
 def test_audit_is_told_of_the_search_and_of_the_compaction(path):
