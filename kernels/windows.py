@@ -68,34 +68,27 @@ def advance(
     """Reads, then enters, every row in order: row n sees its key's state and the rows before n.
 
     `states` is the keys' states end to end and `num_bytes` their sizes, whole words (0: unknown key). The first
-    `num_profiled` keys are customers, whose rows have a `terminal`, a number below 2**32, and a `place` [n, 2],
-    latitude and longitude or NaN. Gives per row: totals int64 [n, NUM_TOTALS], seconds since the newest event (NaN:
-    unknown key), profile float64 [n, profiles.NUM_COLUMNS] (NaN: no customer), is_late; per key: is_damaged; the new
-    states end to end, and the bytes where each key's begins, with the end (k + 1). Raises ValueError for a row out of
-    range.
+    `num_profiled` keys are customers, whose rows have a `terminal` below 2**32 and a `place` [n, 2], latitude and
+    longitude or NaN. Gives per row: totals int64 [n, NUM_TOTALS], seconds since the newest event (NaN: unknown key),
+    profile float64 [n, profiles.NUM_COLUMNS] (NaN: no customer), is_late; per key: is_damaged; the new states end to
+    end, and the bytes where each key's begins, with the end (k + 1). Raises ValueError for a row out of range.
     """
     num_keys, num_rows = num_bytes.size, event_s.size
     rows, starts = _group_rows(key_of_row, event_s, amount_e4, num_keys)
-    totals = np.zeros((num_rows, NUM_TOTALS), np.int64)
+    totals, seen = np.zeros((num_rows, NUM_TOTALS), np.int64), np.full((num_rows, profiles.NUM_COLUMNS), np.nan)
     since_last_s = np.full(num_rows, np.nan)
-    seen = np.full((num_rows, profiles.NUM_COLUMNS), np.nan)
-    is_late = np.zeros(num_rows, np.bool_)
-    is_damaged = np.zeros(num_keys, np.bool_)
-    room = HEADER_WORDS + (profiles.HEAD_WORDS if num_profiled > 0 else 0)
-    new_states = np.empty(states.size + num_keys * room + num_rows * (2 * NUM_LEVELS + 1), np.int64)
+    is_late, is_damaged = np.zeros(num_rows, np.bool_), np.zeros(num_keys, np.bool_)
+    room = num_keys * (HEADER_WORDS + profiles.HEAD_WORDS) + num_rows * (2 * NUM_LEVELS + 1)
+    new_states = np.empty(states.size + room, np.int64)
     new_bounds = np.zeros(num_keys + 1, np.int64)
     entries = np.empty((NUM_LEVELS + 1, _most_entries(num_bytes, starts), 2), np.int64)
-    sizes = np.zeros(NUM_LEVELS + 1, np.int64)
-    profile = np.zeros(profiles.MAX_WORDS, np.int64)
-    begin, written = 0, 0
-    for key in range(num_keys):
-        is_profiled = key < num_profiled
+    sizes, profile = np.zeros(NUM_LEVELS + 1, np.int64), np.zeros(profiles.MAX_WORDS, np.int64)
+    begin = written = 0
+    for key, is_profiled in enumerate(np.arange(num_keys) < num_profiled):
         state = states[begin : begin + num_bytes[key] // WORD_BYTES]
         begin += state.size
-        newest_s = _load(state, is_profiled, entries, sizes)
+        newest_s, size = _load_key(state, is_profiled, entries, sizes, profile)
         is_damaged[key] = newest_s == _UNSEEN and state.size > 0
-        profiled = state[_words(state) if newest_s != _UNSEEN else state.size :]
-        size = profiles.load(profiled, profile) if is_profiled else 0
         for row in rows[starts[key] : starts[key + 1]]:
             now_s = event_s[row]
             if newest_s != _UNSEEN:
@@ -109,11 +102,26 @@ def advance(
                 _enter(entries, sizes, now_s, amount_e4[row])
                 if is_profiled:
                     size = profiles.enter(profile, size, now_s, terminal[row], place[row, 0], place[row, 1])
-        if newest_s != _UNSEEN:
-            written += _save(entries, sizes, newest_s, new_states[written:])
-            written += profiles.save(profile, size, newest_s, new_states[written:])
+        written += _save_key(entries, sizes, newest_s, profile[:size], new_states[written:])
         new_bounds[key + 1] = written * WORD_BYTES
     return totals, since_last_s, seen, is_late, is_damaged, new_states[:written], new_bounds
+
+
+@njit(nogil=True, cache=True)
+def _load_key(state: Ints, is_profiled: bool, entries: Ints, sizes: Ints, profile: Ints) -> tuple[int, int]:
+    """Unpacks the windows and, of a customer, the profile behind them; gives the newest event and the profile's words."""
+    newest_s = _load(state, is_profiled, entries, sizes)
+    behind = state[_words(state) if newest_s != _UNSEEN else state.size :]
+    return newest_s, profiles.load(behind, profile) if is_profiled else 0
+
+
+@njit(nogil=True, cache=True)
+def _save_key(entries: Ints, sizes: Ints, newest_s: int, profile: Ints, out: Ints) -> int:
+    """Packs both into `out` and gives the words written; none for a key that was never seen."""
+    if newest_s == _UNSEEN:
+        return 0
+    words = _save(entries, sizes, newest_s, out)
+    return int(words + profiles.save(profile, profile.size, newest_s, out[words:]))
 
 
 @njit(nogil=True, cache=True)

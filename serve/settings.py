@@ -17,6 +17,7 @@ _M = TypeVar("_M", bound=BaseModel)
 Port = Annotated[int, Field(ge=1, le=65535)]
 PositiveMs = Annotated[float, Field(gt=0, le=3_600_000)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+_REDIS = r"^rediss?(\+sentinel|\+cluster)?://\S+$"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -70,10 +71,30 @@ class Limits(_Part):
     drain_s: Seconds = 10.0
 
 
+class FeastViewSettings(_Part):
+    """A feature view of Feast's, and which of its features stand for which of the model's."""
+
+    view: Annotated[str, Field(min_length=1)]
+    entity: Literal["customer", "terminal"]
+    join_key: Annotated[str, Field(min_length=1)]
+    id_type: Literal["string", "int64"] = "string"
+    features: Annotated[dict[str, str], Field(min_length=1)]
+    """The model's feature to Feast's."""
+
+
+class Feast(_Part):
+    """Features read from Feast's online store on Redis (entity key serialization version 3), in place of our own."""
+
+    store: Annotated[str, Field(pattern=_REDIS)]
+    project: Annotated[str, Field(min_length=1)]
+    views: Annotated[tuple[FeastViewSettings, ...], Field(strict=False, min_length=1)]
+    timeout_ms: Annotated[float, Field(gt=0, le=10_000)] = 10.0
+
+
 class Features(_Part):
     """The store of online features and decisions."""
 
-    store: Annotated[str, Field(pattern=r"^(embedded|rediss?(\+sentinel|\+cluster)?://\S+)$")] = "embedded"
+    store: Annotated[str, Field(pattern=rf"^embedded$|{_REDIS}")] = "embedded"
     """`embedded`, or the address of a Redis: redis://, rediss:// (TLS), redis+sentinel://, redis+cluster://."""
     path: str = "auto"
     """Folder of the embedded store; `auto` is `$XDG_DATA_HOME/headroom/features`."""
@@ -84,6 +105,7 @@ class Features(_Part):
     """How long a decision is kept."""
     compact_after_s: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0
     """Within what time the store is compacted after a customer was erased: then it has left the disk."""
+    feast: Feast | None = None
     commit_grace_ms: Annotated[float, Field(ge=0, le=10_000)] = 2.0
     """How late, over the decide stage's budget, a commit may be before the answer leaves as `unrecorded`."""
 

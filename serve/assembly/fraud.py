@@ -8,7 +8,7 @@ from functools import partial
 
 from serve.assembly.endpoints import Published, RouteMaker, Service, publish
 from serve.assembly.fraud_watch import FraudWatch
-from serve.assembly.stores import Store, feature_store
+from serve.assembly.stores import Store, feast_source, feature_store
 from serve.backends.base import Scores
 from serve.backends.stacked import StackedModel
 from serve.batching.collector import Collector
@@ -136,6 +136,7 @@ def fraud_pipeline(
     flow = FraudFlow(
         Recording(store, metrics, commit_limit_ns=commit_limit_ns), scorer, policy, watch.watch,
         rungs=published.ladder, explain_budget_ns=_stage_ns(published.stages, "explain"), rules=Rules(),
+        source=feast_source(settings),
     )  # fmt: skip
     rungs = tuple(Rung(name, _RUNG_SHARES[name]) for name in published.ladder)
     ladder = Ladder((Rung("", 1.0), *rungs))

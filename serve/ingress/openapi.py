@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from serve.ingress.wire.fraud_http import MAX_TRANSACTIONS, FailedItem
-from serve.pipelines.fraud.contract import Decision, Transaction
+from serve.ingress.wire.fraud_records import TRANSACTION_FIELDS, Labels
+from serve.pipelines.fraud.contract import MAX_ID_CHARS, Decision, Transaction
+from serve.pipelines.fraud.records import LabelResult
 from serve.version import VERSION
 
 _EXAMPLE = {
@@ -23,6 +25,7 @@ _EXAMPLE = {
     "amount": 512.3,
     "timestamp": "2018-08-08T10:31:00Z",
 }
+_LABELS_EXAMPLE = {"labels": [{"transaction_id": "t-1001", "fraud": True}]}
 _STATUSES = {
     "400": "A field is wrong; `error` names it, what was got and what is allowed.",
     "413": "The body is over the published size.",
@@ -35,12 +38,15 @@ _STATUSES = {
 @cache
 def openapi() -> dict[str, Any]:
     """The document behind `/openapi.json`."""
-    (transaction, decision, failed), schemas = msgspec.json.schema_components(
-        [Transaction, Decision, FailedItem], ref_template="#/components/schemas/{name}"
+    (transaction, decision, failed, labels, labelled), schemas = msgspec.json.schema_components(
+        [Transaction, Decision, FailedItem, Labels, LabelResult], ref_template="#/components/schemas/{name}"
     )
     many = {"type": "array", "items": transaction, "minItems": 1, "maxItems": MAX_TRANSACTIONS}
     batch = {"type": "object", "properties": {"transactions": many}, "required": ["transactions"]}
     results = {"type": "object", "properties": {"results": {"type": "array", "items": {"anyOf": [decision, failed]}}}}
+    labelled_all = {"type": "object", "properties": {"results": {"type": "array", "items": labelled}}}
+    about = {"type": "object", "properties": {name: {} for name in TRANSACTION_FIELDS}}
+    found = {"allOf": [decision, {"type": "object", "properties": {"transaction": about}}]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Headroom", "version": VERSION},
@@ -49,6 +55,16 @@ def openapi() -> dict[str, Any]:
             "/v1/fraud/score:batch": _post(
                 "Score many, each with its own result or error", batch, results, {"transactions": [_EXAMPLE]}
             ),
+            "/v1/fraud/decisions/{transaction_id}": {
+                "get": _operation_on("transaction_id", "Look a decision up, with its reasons", _ok(found))
+            },
+            "/v1/fraud/labels": _post("Say what transactions turned out to be", labels, labelled_all, _LABELS_EXAMPLE),
+            "/v1/fraud/customers/{customer_id}": {
+                "delete": _operation_on("customer_id", "Erase everything about a customer", None)
+            },
+            "/v1/fraud/shadow": {
+                "get": {"summary": "How the version in shadow would have decided", "responses": {"200": _ok({})}}
+            },
             "/v2/budgets": {"get": {"summary": "Measured against budget, per stage", "responses": {"200": _ok({})}}},
             "/v2/health/ready": {"get": {"summary": "Ready to answer", "responses": {"200": {"description": "Ready"}}}},
         },
@@ -67,6 +83,17 @@ def _post(summary: str, body: Any, answer: Any, example: Any) -> dict[str, Any]:
             "requestBody": {"required": True, "content": content},
             "responses": {"200": _ok(answer), **responses},
         }
+    }
+
+
+def _operation_on(name: str, summary: str, answer: dict[str, Any] | None) -> dict[str, Any]:
+    parameter = {"name": name, "in": "path", "required": True, "schema": {"type": "string", "maxLength": MAX_ID_CHARS}}
+    done = {"204": {"description": "Unreadable from now on"}} if answer is None else {"200": answer}
+    errors = {"404": {"description": "Not known, expired or erased"}} if answer is not None else {}
+    return {
+        "summary": summary,
+        "parameters": [parameter],
+        "responses": {**done, **errors, "503": {"description": "The feature store does not answer."}},
     }
 
 

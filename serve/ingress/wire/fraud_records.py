@@ -21,6 +21,10 @@ _LABEL_RULES = {
 }
 
 
+TRANSACTION_FIELDS = ("customer_id", "terminal_id", "amount", "timestamp", "fraud")
+"""Of a `Found`, beside the decision's own."""
+
+
 class Labels(msgspec.Struct, forbid_unknown_fields=True):
     """Body of `POST /v1/fraud/labels`."""
 
@@ -52,13 +56,7 @@ def found_json(found: Found) -> bytes:
 
 
 def _transaction(found: Found) -> dict[str, str | float | bool | None]:
-    return {
-        "customer_id": found.customer_id,
-        "terminal_id": found.terminal_id,
-        "amount": found.amount,
-        "timestamp": found.timestamp,
-        "fraud": found.fraud,
-    }
+    return {name: getattr(found, name) for name in TRANSACTION_FIELDS}
 
 
 def found_message(found: Found) -> Any:

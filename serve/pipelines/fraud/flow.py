@@ -36,7 +36,7 @@ from serve.pipelines.fraud.stages import (
 )
 
 _WARM_UP_ROWS = (1, 16, 64, 256)
-_FEATURES, _REASONS, _UNRECORDED = "features", "reasons", "unrecorded"
+_FEATURES, _FEAST, _REASONS, _UNRECORDED = "features", "feast", "reasons", "unrecorded"
 
 
 class Scorer(Protocol):
@@ -51,6 +51,20 @@ class Scorer(Protocol):
 
     def contributions(self, rows: Rows) -> Rows:
         """To the log-odds, float32 [n, F + 1], the last column what is expected of a row nothing is known of."""
+        ...
+
+
+class Overrides(Protocol):
+    """Values of some columns, from elsewhere."""
+
+    def put_into(self, rows: Rows) -> None: ...
+
+
+class FeatureSource(Protocol):
+    """Where features come from that are not our own."""
+
+    def read(self, events: Events) -> Overrides | None:
+        """Of a batch; None when there is no answer."""
         ...
 
 
@@ -73,6 +87,7 @@ class FraudFlow:
         rungs: Sequence[str],
         explain_budget_ns: int,
         rules: Rules,
+        source: FeatureSource | None = None,
         wall_clock_s: Callable[[], float] = time.time,
     ) -> None:
         self.policy = policy
@@ -80,6 +95,7 @@ class FraudFlow:
         self._recording = recording
         self._scorer = scorer
         self._watcher = watcher
+        self._source = source
         self._left_out = [frozenset(rungs[:rung]) for rung in range(len(rungs) + 1)]
         self._explain_budget_ns = explain_budget_ns
         self._wall_clock_s = wall_clock_s
@@ -95,8 +111,11 @@ class FraudFlow:
             return [errors[i] for i in range(len(items))]
         events = to_events(transactions, event_s)
         fetched = None if _FEATURES in left_out else self._recording.fetch(events)
+        overrides = None if fetched is None or self._source is None else self._source.read(events)
         timings.end("fetch_features")
         rows = average_rows(events, policy) if fetched is None else _assemble_row(events, fetched)
+        if overrides is not None:
+            overrides.put_into(rows)
         timings.end("assemble_row")
         scores = calibrated(self._scorer.score(rows), policy.calibration)
         broken = {} if fetched is None else self.rules.hits(events, fetched.customer)
@@ -104,7 +123,8 @@ class FraudFlow:
         flagged = _flagged(scores, broken, policy)
         explained = {} if _REASONS in left_out else self._explain(rows, scores, flagged)
         timings.end("explain")
-        decided = self._decide(events, rows, scores, _Why(flagged, explained, broken), policy)
+        lacking = [_FEAST] if self._source is not None and fetched is not None and overrides is None else []
+        decided = self._decide(events, rows, scores, _Why(flagged, explained, broken, lacking), policy)
         decisions = self._record(events, fetched, decided)
         timings.end("decide")
         self._watcher.saw(rows, scores)
@@ -176,13 +196,13 @@ class FraudFlow:
         for i, (transaction_id, probability, members) in enumerate(columns):
             kind = policy.decision(probability)
             found: list[Reason] = []
-            unexplained, degraded, row = 0.0, [], None
+            unexplained, degraded, row = 0.0, why.lacking, None
             if i in flagged:
                 kind = "review" if kind == "approve" else kind
                 found = list(why.broken.get(i, ()))
                 explanation = why.explained.get(i)
                 if explanation is None:
-                    degraded, row = [_REASONS], rows[i].tobytes()
+                    degraded, row = [*why.lacking, _REASONS], rows[i].tobytes()
                 else:
                     found += explanation.reasons
                     unexplained = explanation.unexplained
@@ -213,6 +233,8 @@ class _Why:
     flagged: Sequence[int]
     explained: Mapping[int, Explanation]
     broken: Mapping[int, Sequence[Reason]]
+    lacking: list[str]
+    """What all rows had to do without."""
 
 
 def _flagged(scores: Scores, broken: Mapping[int, Sequence[Reason]], policy: Policy) -> list[int]:

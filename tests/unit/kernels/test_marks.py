@@ -32,7 +32,7 @@ steps_s = st.one_of(
     st.builds(
         lambda unit, n, by: unit * n + by,
         st.sampled_from([BUCKET_S, DAY_S]),
-        st.integers(-1, 9),
+        st.integers(-1, 9) | st.sampled_from([-40, 40]),
         st.sampled_from([-1, 0, 1]),
     ),
 )

@@ -252,6 +252,32 @@ def test_rungs_leave_out_what_the_configuration_says_in_its_order():
     assert [reason.feature for reason in declined.reasons] == ["amount"]
 
 
+class Elsewhere:
+    """A feature source that doubles the amount, or has no answer."""
+
+    def __init__(self, *, is_there: bool) -> None:
+        self.is_there = is_there
+
+    def read(self, events):
+        return self if self.is_there else None
+
+    def put_into(self, rows):
+        rows[:, AMOUNT] *= 2
+
+
+def test_features_from_elsewhere_stand_in_for_our_own():
+    bench = FlowBench(source=Elsewhere(is_there=True))
+    [decision] = bench.run(transaction("t1", 40))
+    assert (decision.fraud_probability, decision.degraded) == (pytest.approx(0.8), [])
+
+
+def test_features_from_elsewhere_that_are_not_there_leave_our_own_and_are_said():
+    bench = FlowBench(source=Elsewhere(is_there=False))
+    [decision] = bench.run(transaction("t1", 40))
+    assert (decision.fraud_probability, decision.degraded) == (pytest.approx(0.4), ["feast"])
+    assert bench.store.commits == [["t1"]]
+
+
 # The explain budget
 
 
