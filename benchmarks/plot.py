@@ -32,7 +32,9 @@ _WORTH_SAYING = 0.001
 
 def plot_fraud(payload: dict[str, Any], file: Path) -> Path:
     """Latency against throughput in open loop, beside the published budget: batches of 32, and single HTTP requests."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    figure = plt.figure(figsize=(14, 4.6), layout="constrained")
+    first = figure.add_subplot(1, 3, 1)
+    axes = (first, figure.add_subplot(1, 3, 2, sharey=first))
     budget_ms = payload["budget_ms"]
     for axis, kind, title in (
         (axes[0], "http", "single transactions, HTTP"),
@@ -46,6 +48,7 @@ def plot_fraud(payload: dict[str, Any], file: Path) -> Path:
         _label(axis, title, "transactions answered per second")
     axes[0].set_ylabel("latency from the scheduled time, ms")
     axes[0].legend(frameon=False, loc="center left")
+    _draw_stages(figure.add_subplot(1, 3, 3), payload["burst"]["stages"], payload["budgets"]["stages"])
     _title(figure, "fraud pipeline, one ingress replica, open loop", payload)
     return _save(figure, file)
 
@@ -66,7 +69,7 @@ def plot_peers(payload: dict[str, Any], file: Path) -> Path:
         _label(axis, f"{percentile[:3]}, closed loop at 1, 16 and 64 connections", "requests answered per second")
     axes[0].set_ylabel("latency, ms")
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
-    _title(figure, "one-row infer of the same model (300 trees, 25 features)", payload)
+    _title(figure, "one-row infer of the same model (400 trees, 30 features)", payload)
     return _save(figure, file)
 
 
@@ -81,6 +84,26 @@ def _draw_curve(axis: Axes, rows: Sequence[Row], colour: str) -> None:
         if refused >= _WORTH_SAYING:
             axis.annotate(f"{refused:.1%} refused", (row["items_per_s"], row["p99_ms"]), xytext=(0, 6), fontsize=7,
                           textcoords="offset points", color=_RED, ha="center")  # fmt: skip
+
+
+def _draw_stages(axis: Axes, stages: dict[str, dict[str, float]], budgets: dict[str, dict[str, float | None]]) -> None:
+    """p50 and p99 of every stage at 10 000 transactions/s, and the stage's budget as a line."""
+    names = [name for name in budgets if name in stages]
+    for place, name in enumerate(reversed(names)):
+        axis.barh(place, stages[name]["p99_ms"], height=0.6, color=_BLUE, label="p99" if place == 0 else None)
+        axis.barh(place, stages[name]["p50_ms"], height=0.6, color="#9cc7d9", label="p50" if place == 0 else None)
+        budget_ms = budgets[name]["budget_ms"]
+        if budget_ms is not None:
+            axis.plot([budget_ms, budget_ms], [place - 0.4, place + 0.4], color=_RED, linewidth=2,
+                      label="budget" if name == names[-2] else None)  # fmt: skip
+    axis.set_yticks(range(len(names)), reversed(names))
+    axis.set_title("stages at 10 000 transactions/s", fontsize=10)
+    axis.set_xlabel("milliseconds a batch")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.grid(visible=True, axis="x", which="major", color="#dddddd", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower right", fontsize=8)
 
 
 def _label(axis: Axes, title: str, x_label: str) -> None:

@@ -199,10 +199,11 @@ class EmbeddedStore:
         assert isinstance(snapshot, Snapshot)
         database = self._current()
         try:
-            stored = _record_with_room(database, events, decisions, snapshot, self._now_us())
+            stored, num_trimmed = _record_with_room(database, events, decisions, snapshot, self._now_us())
         except Exception as error:
             raise self._failed(database, error) from None
         self._retention.saw(int(events.event_s.max(initial=0)))
+        self._retention.trimmed(num_trimmed)
         return stored
 
     def _housekeep(self) -> None:
@@ -250,23 +251,25 @@ def _read(database: Database, events: Events) -> Fetched:
 
 def _record_with_room(
     database: Database, events: Events, decisions: Sequence[bytes | None], snapshot: Snapshot, now_us: int
-) -> list[Stored]:
+) -> tuple[list[Stored], int]:
     import lmdb
 
     try:
         return _record(database, events, decisions, snapshot, now_us)
     except lmdb.MapFullError:
+        num_trimmed = 0
         for _ in range(_ROOM_ROUNDS):
             with database.env.begin(write=True) as txn:
-                records.trim(txn, _ROOM_ENTRIES)
-        return _record(database, events, decisions, snapshot, now_us)
+                num_trimmed += records.trim(txn, _ROOM_ENTRIES)
+        stored, num_more = _record(database, events, decisions, snapshot, now_us)
+        return stored, num_trimmed + num_more
 
 
 def _record(
     database: Database, events: Events, decisions: Sequence[bytes | None], snapshot: Snapshot, now_us: int
-) -> list[Stored]:
+) -> tuple[list[Stored], int]:
     """One transaction. Was something committed since the snapshot, what it decided stands, and its events come first;
-    gives the rows concerned.
+    gives the rows concerned, and how many decisions were forgotten for want of room.
     """
     with database.env.begin(write=True) as txn:
         _check_current(database)
@@ -283,6 +286,5 @@ def _record(
         num_rows = len(to_record) - len(skipped)
         if num_rows:
             records.put_batch(txn, events, to_record, snapshot.keys.keys, advanced, now_us)
-        if is_nearly_full:
-            records.trim(txn, _TRIM_FACTOR * num_rows)
-    return meanwhile
+        num_trimmed = records.trim(txn, _TRIM_FACTOR * num_rows) if is_nearly_full else 0
+    return meanwhile, num_trimmed

@@ -36,17 +36,25 @@ class Retention:
         self._on_audit = on_audit
         self._wall_clock_s = wall_clock_s
         self._newest_event_s = 0
+        self._num_trimmed = 0
         self._next_key = records.WINDOWS_BEGIN
 
     def saw(self, event_s: int) -> None:
         """An event of this time was recorded."""
         self._newest_event_s = max(self._newest_event_s, event_s)
 
+    def trimmed(self, num_decisions: int) -> None:
+        """So many decisions were forgotten because the store is full; told with the next round."""
+        self._num_trimmed += num_decisions
+
     def run(self, database: Database) -> None:
         """One round: at most 1,024 decisions and the windows of at most 256 keys."""
         now_s = self._wall_clock_s()
         num_expired = _expire(database, int((now_s - self._max_age_s) * 1e6))
         num_idle = self._sweep(database, min(int(now_s), self._newest_event_s) - IDLE_S)
+        num_trimmed, self._num_trimmed = self._num_trimmed, 0
+        if num_trimmed:
+            self._on_audit("trimmed", {"decisions": num_trimmed})
         if num_expired or num_idle:
             self._on_audit("expired", {"decisions": num_expired, "windows": num_idle})
 

@@ -25,6 +25,7 @@ FIELDS = {
     "degraded",
     "model_version",
     "unexplained",
+    "cold_start",
 }
 MEMBERS = {"xgboost", "lightgbm", "isolation_forest", "neural_network"}
 STAGES = {"decode", "fetch_features", "assemble_row", "score", "explain", "decide"}

@@ -103,6 +103,8 @@ class Decision:
     request_id: str
     unexplained: float = 0.0
     """Part of the log-odds that comes from models that cannot say why."""
+    cold_start: tuple[str, ...] = ()
+    """Who was never seen before: customer, terminal."""
 
 
 @dataclass(frozen=True, slots=True)

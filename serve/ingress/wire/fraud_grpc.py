@@ -146,6 +146,7 @@ def response(decision: Decision) -> Any:
         degraded=decision.degraded,
         model_version=decision.model_version,
         unexplained=decision.unexplained,
+        cold_start=decision.cold_start,
     )
     for reason in decision.reasons:
         value = float("nan") if reason.value is None else reason.value

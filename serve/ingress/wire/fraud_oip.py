@@ -24,7 +24,7 @@ _NUMBERS = ("amount", "timestamp", "latitude", "longitude")
 _OPTIONAL = frozenset({"currency", "merchant_category", "channel", "latitude", "longitude"})
 _ANSWER_NUMBERS = ("fraud_probability", "unexplained")
 _ANSWER_TEXT = ("transaction_id", "decision", "risk_level", "model_version")
-_ANSWER_JSON = ("scores", "reasons", "degraded")
+_ANSWER_JSON = ("scores", "reasons", "degraded", "cold_start")
 _encode = msgspec.json.Encoder().encode
 
 

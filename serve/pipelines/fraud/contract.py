@@ -19,6 +19,7 @@ Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)]
 Seconds = Annotated[float, Meta(ge=MIN_EVENT_S, le=(1 << 36) - 1)]
 DecisionKind = Literal["approve", "review", "decline"]
 RiskLevel = Literal["low", "medium", "high", "critical"]
+Unknown = Literal["customer", "terminal"]
 
 
 class Transaction(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -75,7 +76,8 @@ class Decision(Struct, frozen=True, gc=False):
     """The answer to one transaction. `degraded` names what was left out; empty when nothing was.
 
     `scores` are those of the ensemble's members. `unexplained` is what members that cannot say why added to the
-    log-odds, where there are reasons.
+    log-odds, where there are reasons. `cold_start` names who was never seen before, customer or terminal: group
+    averages stand in for a history.
     """
 
     transaction_id: str
@@ -87,3 +89,4 @@ class Decision(Struct, frozen=True, gc=False):
     degraded: list[str]
     model_version: str
     unexplained: float = 0.0
+    cold_start: list[Unknown] = []

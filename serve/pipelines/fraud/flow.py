@@ -24,12 +24,14 @@ from serve.pipelines.fraud.contract import Decision, Reason, Transaction
 from serve.pipelines.fraud.recording import Recorded, Recording, decode_recorded
 from serve.pipelines.fraud.rules import Rules
 from serve.pipelines.fraud.stages import (
+    ColdStart,
     Explanation,
     Policy,
     Rows,
     assemble_rows,
     average_rows,
     calibrated,
+    cold_start,
     explain,
     timestamp_error,
     to_events,
@@ -114,6 +116,7 @@ class FraudFlow:
         overrides = None if fetched is None or self._source is None else self._source.read(events)
         timings.end("fetch_features")
         rows = average_rows(events, policy) if fetched is None else _assemble_row(events, fetched)
+        unknown = None if fetched is None else cold_start(rows, fetched.customer, fetched.terminal, policy)
         if overrides is not None:
             overrides.put_into(rows)
         timings.end("assemble_row")
@@ -124,7 +127,7 @@ class FraudFlow:
         explained = {} if _REASONS in left_out else self._explain(rows, scores, flagged)
         timings.end("explain")
         lacking = [_FEAST] if self._source is not None and fetched is not None and overrides is None else []
-        decided = self._decide(events, rows, scores, _Why(flagged, explained, broken, lacking), policy)
+        decided = self._decide(events, rows, scores, _Why(flagged, explained, broken, lacking, unknown), policy)
         decisions = self._record(events, fetched, decided)
         timings.end("decide")
         self._watcher.saw(rows, scores)
@@ -209,6 +212,7 @@ class FraudFlow:
             decision = Decision(
                 transaction_id, probability, kind, policy.risk_level(probability),
                 dict(zip(names, members, strict=True)), found, degraded, version, unexplained,
+                why.unknown.names(i) if why.unknown is not None else [],
             )  # fmt: skip
             decided.append(Recorded(decision, row))
         return decided
@@ -235,6 +239,7 @@ class _Why:
     broken: Mapping[int, Sequence[Reason]]
     lacking: list[str]
     """What all rows had to do without."""
+    unknown: ColdStart | None
 
 
 def _flagged(scores: Scores, broken: Mapping[int, Sequence[Reason]], policy: Policy) -> list[int]:

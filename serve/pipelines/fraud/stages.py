@@ -11,7 +11,7 @@ import numpy.typing as npt
 from serve.backends.base import Scores
 from serve.errors import InvalidInput
 from serve.features.store import Events
-from serve.features.windows import FEATURES, Windows, assemble, to_ten_thousandths
+from serve.features.windows import FEATURES, Flags, Windows, assemble, to_ten_thousandths
 from serve.pipelines.fraud.contract import (
     MAX_FUTURE_S,
     MIN_EVENT_S,
@@ -20,6 +20,7 @@ from serve.pipelines.fraud.contract import (
     Reason,
     RiskLevel,
     Transaction,
+    Unknown,
 )
 from serve.pipelines.fraud.quality import AS_SCORED, Calibration
 
@@ -31,6 +32,8 @@ _RATIO_COLUMNS = tuple(
     for i, name in enumerate(FEATURES)
     if name.startswith("amount_over_")
 )
+_CUSTOMER_COLUMNS = np.array([i for i, name in enumerate(FEATURES) if name.startswith("customer_")])
+_TERMINAL_COLUMNS = np.array([i for i, name in enumerate(FEATURES) if name.startswith("terminal_")])
 _OWN_COLUMNS = tuple(FEATURES.index(name) for name in ("amount", "hour_of_day", "is_night", "is_weekend"))
 
 
@@ -126,6 +129,32 @@ class Explanation:
 
     reasons: list[Reason]
     unexplained: float
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStart:
+    """Who of each row was never seen before, bool [n] each."""
+
+    customer: Flags
+    terminal: Flags
+
+    def names(self, row: int) -> list[Unknown]:
+        """For the answer."""
+        names: list[Unknown] = ["customer"] if self.customer[row] else []
+        return [*names, "terminal"] if self.terminal[row] else names
+
+
+def cold_start(rows: Rows, customer: Windows, terminal: Windows, policy: Policy) -> ColdStart | None:
+    """Puts group averages where a customer or terminal has no history; None where everybody has one."""
+    unknown = ColdStart(np.isnan(customer.since_last_s), np.isnan(terminal.since_last_s))
+    if not (unknown.customer.any() or unknown.terminal.any()):
+        return None
+    for is_unknown, columns in ((unknown.customer, _CUSTOMER_COLUMNS), (unknown.terminal, _TERMINAL_COLUMNS)):
+        rows[np.ix_(is_unknown, columns)] = policy.group_averages[columns]
+    for ratio, average in _RATIO_COLUMNS:
+        is_unknown = unknown.customer if average in _CUSTOMER_COLUMNS else unknown.terminal
+        rows[is_unknown, ratio] = rows[is_unknown, _AMOUNT] / rows[is_unknown, average]
+    return unknown
 
 
 def explain(row: Rows, contributions: Rows, log_odds: float) -> Explanation:

@@ -62,7 +62,7 @@ class Reason(_message.Message):
     def __init__(self, feature: _Optional[str] = ..., value: _Optional[float] = ..., contribution: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("transaction_id", "fraud_probability", "decision", "risk_level", "scores", "reasons", "degraded", "model_version", "unexplained")
+    __slots__ = ("transaction_id", "fraud_probability", "decision", "risk_level", "scores", "reasons", "degraded", "model_version", "unexplained", "cold_start")
     class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class ScoreResponse(_message.Message):
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     UNEXPLAINED_FIELD_NUMBER: _ClassVar[int]
+    COLD_START_FIELD_NUMBER: _ClassVar[int]
     transaction_id: str
     fraud_probability: float
     decision: DecisionKind
@@ -88,7 +89,8 @@ class ScoreResponse(_message.Message):
     degraded: _containers.RepeatedScalarFieldContainer[str]
     model_version: str
     unexplained: float
-    def __init__(self, transaction_id: _Optional[str] = ..., fraud_probability: _Optional[float] = ..., decision: _Optional[_Union[DecisionKind, str]] = ..., risk_level: _Optional[str] = ..., scores: _Optional[_Mapping[str, float]] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., degraded: _Optional[_Iterable[str]] = ..., model_version: _Optional[str] = ..., unexplained: _Optional[float] = ...) -> None: ...
+    cold_start: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, transaction_id: _Optional[str] = ..., fraud_probability: _Optional[float] = ..., decision: _Optional[_Union[DecisionKind, str]] = ..., risk_level: _Optional[str] = ..., scores: _Optional[_Mapping[str, float]] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., degraded: _Optional[_Iterable[str]] = ..., model_version: _Optional[str] = ..., unexplained: _Optional[float] = ..., cold_start: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreBatchRequest(_message.Message):
     __slots__ = ("transactions",)

@@ -50,6 +50,7 @@ def _decision(body: Mapping[str, Any], reply: Reply) -> Decision:
         server_timing=reply.server_timing,
         request_id=reply.request_id,
         unexplained=float(body.get("unexplained", 0.0)),
+        cold_start=tuple(body.get("cold_start", ())),
     )
 
 

@@ -57,6 +57,7 @@ def _decision(message: fraud_pb2.ScoreResponse, reply: Reply) -> Decision:
         server_timing=reply.server_timing,
         request_id=reply.request_id,
         unexplained=message.unexplained,
+        cold_start=tuple(message.cold_start),
     )
 
 

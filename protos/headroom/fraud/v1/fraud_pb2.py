@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$protos/headroom/fraud/v1/fraud.proto\x12\x11headroom.fraud.v1\"\xb8\x02\n\x0bTransaction\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x13\n\x0bterminal_id\x18\x03 \x01(\t\x12\x0e\n\x06\x61mount\x18\x04 \x01(\x01\x12\x11\n\ttimestamp\x18\x05 \x01(\x01\x12\x15\n\x08\x63urrency\x18\x06 \x01(\tH\x00\x88\x01\x01\x12\x1e\n\x11merchant_category\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x07\x63hannel\x18\x08 \x01(\tH\x02\x88\x01\x01\x12\x15\n\x08latitude\x18\t \x01(\x01H\x03\x88\x01\x01\x12\x16\n\tlongitude\x18\n \x01(\x01H\x04\x88\x01\x01\x42\x0b\n\t_currencyB\x14\n\x12_merchant_categoryB\n\n\x08_channelB\x0b\n\t_latitudeB\x0c\n\n_longitude\"C\n\x0cScoreRequest\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.headroom.fraud.v1.Transaction\"L\n\x06Reason\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x14\n\x0c\x63ontribution\x18\x03 \x01(\x01\x12\x0c\n\x04text\x18\x04 \x01(\t\"\xe0\x02\n\rScoreResponse\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x19\n\x11\x66raud_probability\x18\x02 \x01(\x01\x12\x31\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0e\x32\x1f.headroom.fraud.v1.DecisionKind\x12\x12\n\nrisk_level\x18\x04 \x01(\t\x12<\n\x06scores\x18\x05 \x03(\x0b\x32,.headroom.fraud.v1.ScoreResponse.ScoresEntry\x12*\n\x07reasons\x18\x06 \x03(\x0b\x32\x19.headroom.fraud.v1.Reason\x12\x10\n\x08\x64\x65graded\x18\x07 \x03(\t\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12\x13\n\x0bunexplained\x18\t \x01(\x01\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"I\n\x11ScoreBatchRequest\x12\x34\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x1e.headroom.fraud.v1.Transaction\"9\n\tItemError\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"\x94\x01\n\x0bScoreResult\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32 .headroom.fraud.v1.ScoreResponseH\x00\x12-\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1c.headroom.fraud.v1.ItemErrorH\x00\x12\x16\n\x0etransaction_id\x18\x03 \x01(\tB\x08\n\x06result\"E\n\x12ScoreBatchResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.headroom.fraud.v1.ScoreResult\",\n\x12GetDecisionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\"\xb4\x01\n\x13GetDecisionResponse\x12\x32\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32 .headroom.fraud.v1.ScoreResponse\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x13\n\x0bterminal_id\x18\x03 \x01(\t\x12\x0e\n\x06\x61mount\x18\x04 \x01(\x01\x12\x11\n\ttimestamp\x18\x05 \x01(\x01\x12\x12\n\x05\x66raud\x18\x06 \x01(\x08H\x00\x88\x01\x01\x42\x08\n\x06_fraud\".\n\x05Label\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\r\n\x05\x66raud\x18\x02 \x01(\x08\"D\n\x18LabelTransactionsRequest\x12(\n\x06labels\x18\x01 \x03(\x0b\x32\x18.headroom.fraud.v1.Label\"5\n\x0bLabelResult\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\"L\n\x19LabelTransactionsResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.headroom.fraud.v1.LabelResult\"+\n\x14\x45raseCustomerRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\"\x17\n\x15\x45raseCustomerResponse*}\n\x0c\x44\x65\x63isionKind\x12\x1d\n\x19\x44\x45\x43ISION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45\x43ISION_KIND_APPROVE\x10\x01\x12\x18\n\x14\x44\x45\x43ISION_KIND_REVIEW\x10\x02\x12\x19\n\x15\x44\x45\x43ISION_KIND_DECLINE\x10\x03\x32\xbb\x04\n\x0c\x46raudService\x12J\n\x05Score\x12\x1f.headroom.fraud.v1.ScoreRequest\x1a .headroom.fraud.v1.ScoreResponse\x12Y\n\nScoreBatch\x12$.headroom.fraud.v1.ScoreBatchRequest\x1a%.headroom.fraud.v1.ScoreBatchResponse\x12R\n\x0bScoreStream\x12\x1f.headroom.fraud.v1.ScoreRequest\x1a\x1e.headroom.fraud.v1.ScoreResult(\x01\x30\x01\x12\\\n\x0bGetDecision\x12%.headroom.fraud.v1.GetDecisionRequest\x1a&.headroom.fraud.v1.GetDecisionResponse\x12n\n\x11LabelTransactions\x12+.headroom.fraud.v1.LabelTransactionsRequest\x1a,.headroom.fraud.v1.LabelTransactionsResponse\x12\x62\n\rEraseCustomer\x12\'.headroom.fraud.v1.EraseCustomerRequest\x1a(.headroom.fraud.v1.EraseCustomerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$protos/headroom/fraud/v1/fraud.proto\x12\x11headroom.fraud.v1\"\xb8\x02\n\x0bTransaction\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x13\n\x0bterminal_id\x18\x03 \x01(\t\x12\x0e\n\x06\x61mount\x18\x04 \x01(\x01\x12\x11\n\ttimestamp\x18\x05 \x01(\x01\x12\x15\n\x08\x63urrency\x18\x06 \x01(\tH\x00\x88\x01\x01\x12\x1e\n\x11merchant_category\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x07\x63hannel\x18\x08 \x01(\tH\x02\x88\x01\x01\x12\x15\n\x08latitude\x18\t \x01(\x01H\x03\x88\x01\x01\x12\x16\n\tlongitude\x18\n \x01(\x01H\x04\x88\x01\x01\x42\x0b\n\t_currencyB\x14\n\x12_merchant_categoryB\n\n\x08_channelB\x0b\n\t_latitudeB\x0c\n\n_longitude\"C\n\x0cScoreRequest\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.headroom.fraud.v1.Transaction\"L\n\x06Reason\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x14\n\x0c\x63ontribution\x18\x03 \x01(\x01\x12\x0c\n\x04text\x18\x04 \x01(\t\"\xf4\x02\n\rScoreResponse\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x19\n\x11\x66raud_probability\x18\x02 \x01(\x01\x12\x31\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0e\x32\x1f.headroom.fraud.v1.DecisionKind\x12\x12\n\nrisk_level\x18\x04 \x01(\t\x12<\n\x06scores\x18\x05 \x03(\x0b\x32,.headroom.fraud.v1.ScoreResponse.ScoresEntry\x12*\n\x07reasons\x18\x06 \x03(\x0b\x32\x19.headroom.fraud.v1.Reason\x12\x10\n\x08\x64\x65graded\x18\x07 \x03(\t\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12\x13\n\x0bunexplained\x18\t \x01(\x01\x12\x12\n\ncold_start\x18\n \x03(\t\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"I\n\x11ScoreBatchRequest\x12\x34\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x1e.headroom.fraud.v1.Transaction\"9\n\tItemError\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"\x94\x01\n\x0bScoreResult\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32 .headroom.fraud.v1.ScoreResponseH\x00\x12-\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1c.headroom.fraud.v1.ItemErrorH\x00\x12\x16\n\x0etransaction_id\x18\x03 \x01(\tB\x08\n\x06result\"E\n\x12ScoreBatchResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.headroom.fraud.v1.ScoreResult\",\n\x12GetDecisionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\"\xb4\x01\n\x13GetDecisionResponse\x12\x32\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32 .headroom.fraud.v1.ScoreResponse\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x13\n\x0bterminal_id\x18\x03 \x01(\t\x12\x0e\n\x06\x61mount\x18\x04 \x01(\x01\x12\x11\n\ttimestamp\x18\x05 \x01(\x01\x12\x12\n\x05\x66raud\x18\x06 \x01(\x08H\x00\x88\x01\x01\x42\x08\n\x06_fraud\".\n\x05Label\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\r\n\x05\x66raud\x18\x02 \x01(\x08\"D\n\x18LabelTransactionsRequest\x12(\n\x06labels\x18\x01 \x03(\x0b\x32\x18.headroom.fraud.v1.Label\"5\n\x0bLabelResult\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\"L\n\x19LabelTransactionsResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.headroom.fraud.v1.LabelResult\"+\n\x14\x45raseCustomerRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\"\x17\n\x15\x45raseCustomerResponse*}\n\x0c\x44\x65\x63isionKind\x12\x1d\n\x19\x44\x45\x43ISION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45\x43ISION_KIND_APPROVE\x10\x01\x12\x18\n\x14\x44\x45\x43ISION_KIND_REVIEW\x10\x02\x12\x19\n\x15\x44\x45\x43ISION_KIND_DECLINE\x10\x03\x32\xbb\x04\n\x0c\x46raudService\x12J\n\x05Score\x12\x1f.headroom.fraud.v1.ScoreRequest\x1a .headroom.fraud.v1.ScoreResponse\x12Y\n\nScoreBatch\x12$.headroom.fraud.v1.ScoreBatchRequest\x1a%.headroom.fraud.v1.ScoreBatchResponse\x12R\n\x0bScoreStream\x12\x1f.headroom.fraud.v1.ScoreRequest\x1a\x1e.headroom.fraud.v1.ScoreResult(\x01\x30\x01\x12\\\n\x0bGetDecision\x12%.headroom.fraud.v1.GetDecisionRequest\x1a&.headroom.fraud.v1.GetDecisionResponse\x12n\n\x11LabelTransactions\x12+.headroom.fraud.v1.LabelTransactionsRequest\x1a,.headroom.fraud.v1.LabelTransactionsResponse\x12\x62\n\rEraseCustomer\x12\'.headroom.fraud.v1.EraseCustomerRequest\x1a(.headroom.fraud.v1.EraseCustomerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SCORERESPONSE_SCORESENTRY']._loaded_options = None
   _globals['_SCORERESPONSE_SCORESENTRY']._serialized_options = b'8\001'
-  _globals['_DECISIONKIND']._serialized_start=1782
-  _globals['_DECISIONKIND']._serialized_end=1907
+  _globals['_DECISIONKIND']._serialized_start=1802
+  _globals['_DECISIONKIND']._serialized_end=1927
   _globals['_TRANSACTION']._serialized_start=60
   _globals['_TRANSACTION']._serialized_end=372
   _globals['_SCOREREQUEST']._serialized_start=374
@@ -42,33 +42,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REASON']._serialized_start=443
   _globals['_REASON']._serialized_end=519
   _globals['_SCORERESPONSE']._serialized_start=522
-  _globals['_SCORERESPONSE']._serialized_end=874
-  _globals['_SCORERESPONSE_SCORESENTRY']._serialized_start=829
-  _globals['_SCORERESPONSE_SCORESENTRY']._serialized_end=874
-  _globals['_SCOREBATCHREQUEST']._serialized_start=876
-  _globals['_SCOREBATCHREQUEST']._serialized_end=949
-  _globals['_ITEMERROR']._serialized_start=951
-  _globals['_ITEMERROR']._serialized_end=1008
-  _globals['_SCORERESULT']._serialized_start=1011
-  _globals['_SCORERESULT']._serialized_end=1159
-  _globals['_SCOREBATCHRESPONSE']._serialized_start=1161
-  _globals['_SCOREBATCHRESPONSE']._serialized_end=1230
-  _globals['_GETDECISIONREQUEST']._serialized_start=1232
-  _globals['_GETDECISIONREQUEST']._serialized_end=1276
-  _globals['_GETDECISIONRESPONSE']._serialized_start=1279
-  _globals['_GETDECISIONRESPONSE']._serialized_end=1459
-  _globals['_LABEL']._serialized_start=1461
-  _globals['_LABEL']._serialized_end=1507
-  _globals['_LABELTRANSACTIONSREQUEST']._serialized_start=1509
-  _globals['_LABELTRANSACTIONSREQUEST']._serialized_end=1577
-  _globals['_LABELRESULT']._serialized_start=1579
-  _globals['_LABELRESULT']._serialized_end=1632
-  _globals['_LABELTRANSACTIONSRESPONSE']._serialized_start=1634
-  _globals['_LABELTRANSACTIONSRESPONSE']._serialized_end=1710
-  _globals['_ERASECUSTOMERREQUEST']._serialized_start=1712
-  _globals['_ERASECUSTOMERREQUEST']._serialized_end=1755
-  _globals['_ERASECUSTOMERRESPONSE']._serialized_start=1757
-  _globals['_ERASECUSTOMERRESPONSE']._serialized_end=1780
-  _globals['_FRAUDSERVICE']._serialized_start=1910
-  _globals['_FRAUDSERVICE']._serialized_end=2481
+  _globals['_SCORERESPONSE']._serialized_end=894
+  _globals['_SCORERESPONSE_SCORESENTRY']._serialized_start=849
+  _globals['_SCORERESPONSE_SCORESENTRY']._serialized_end=894
+  _globals['_SCOREBATCHREQUEST']._serialized_start=896
+  _globals['_SCOREBATCHREQUEST']._serialized_end=969
+  _globals['_ITEMERROR']._serialized_start=971
+  _globals['_ITEMERROR']._serialized_end=1028
+  _globals['_SCORERESULT']._serialized_start=1031
+  _globals['_SCORERESULT']._serialized_end=1179
+  _globals['_SCOREBATCHRESPONSE']._serialized_start=1181
+  _globals['_SCOREBATCHRESPONSE']._serialized_end=1250
+  _globals['_GETDECISIONREQUEST']._serialized_start=1252
+  _globals['_GETDECISIONREQUEST']._serialized_end=1296
+  _globals['_GETDECISIONRESPONSE']._serialized_start=1299
+  _globals['_GETDECISIONRESPONSE']._serialized_end=1479
+  _globals['_LABEL']._serialized_start=1481
+  _globals['_LABEL']._serialized_end=1527
+  _globals['_LABELTRANSACTIONSREQUEST']._serialized_start=1529
+  _globals['_LABELTRANSACTIONSREQUEST']._serialized_end=1597
+  _globals['_LABELRESULT']._serialized_start=1599
+  _globals['_LABELRESULT']._serialized_end=1652
+  _globals['_LABELTRANSACTIONSRESPONSE']._serialized_start=1654
+  _globals['_LABELTRANSACTIONSRESPONSE']._serialized_end=1730
+  _globals['_ERASECUSTOMERREQUEST']._serialized_start=1732
+  _globals['_ERASECUSTOMERREQUEST']._serialized_end=1775
+  _globals['_ERASECUSTOMERRESPONSE']._serialized_start=1777
+  _globals['_ERASECUSTOMERRESPONSE']._serialized_end=1800
+  _globals['_FRAUDSERVICE']._serialized_start=1930
+  _globals['_FRAUDSERVICE']._serialized_end=2501
 # @@protoc_insertion_point(module_scope)

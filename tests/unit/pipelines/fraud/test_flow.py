@@ -142,6 +142,26 @@ def seen_customer(*, count_1h, is_new, km, km_per_h):
     return known
 
 
+# Cold start
+
+
+def test_who_was_never_seen_is_scored_by_group_averages_and_the_answer_says_so(bench):
+    [decision] = bench.run(transaction("t1", 10))
+    assert (decision.cold_start, decision.degraded) == (["customer", "terminal"], [])
+    [row] = bench.scorer.scored[0]
+    of_keys = [i for i, name in enumerate(FEATURES) if name.startswith(("customer_", "terminal_"))]
+    assert np.array_equal(row[of_keys], AVERAGES[of_keys])
+    ratio, average = (FEATURES.index(name) for name in ("amount_over_customer_average_7d", "customer_average_7d"))
+    assert row[ratio] == pytest.approx(10 / AVERAGES[average])
+
+
+def test_a_known_customer_at_a_new_terminal_keeps_the_own_history(bench):
+    bench.store.customer = seen_customer(count_1h=3, is_new=1, km=0, km_per_h=0)
+    [decision] = bench.run(transaction("t1", 10))
+    assert decision.cold_start == ["terminal"]
+    assert bench.scorer.scored[0][0, FEATURES.index("customer_count_1h")] == 3
+
+
 # Repeats
 
 
