@@ -1,5 +1,5 @@
-"""Writes the README's figures: benchmarks/results/*.json enter, tables between `<!-- figures:NAME -->` and
-`<!-- /figures -->` leave. Called by hand after a benchmark, and with `--check` by `make check`.
+"""Writes the README's figures: benchmarks/results/*.json and models' metrics.json enter, tables between
+`<!-- figures:NAME -->` and `<!-- /figures -->` leave. Called by hand after a benchmark, and with `--check` by `make check`.
 
     python -m benchmarks.readme_tables [--check]
 """
@@ -84,11 +84,32 @@ def profile(result: Result) -> str:
     return _table(head, lines)
 
 
+def fraud_model(metrics: Result) -> str:
+    """The ensemble by the handbook's protocol, and what is shipped on the last weeks."""
+    head = ("", "AUC-ROC", "average precision", "card precision@100")
+    lines = [
+        ("the handbook's split, the handbook's XGBoost (about)", "0.87", "0.69", "0.29"),
+        ("the handbook's split, the ensemble", *_discrimination(metrics["handbook_week"]["ensemble"])),
+        ("what is shipped, on the last three weeks", *_discrimination(metrics["test"])),
+    ]
+    return _table(head, lines)
+
+
+def _discrimination(measures: dict[str, float]) -> tuple[str, ...]:
+    return tuple(f"{measures[name]:.3f}" for name in ("auc_roc", "average_precision", "card_precision_at_100"))
+
+
 TABLES: dict[str, Callable[[Result], str]] = {"fraud": fraud, "peers": peers, "trees": trees, "profile": profile}
+CARD_TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {"fraud_model": ("fraud_ensemble", fraud_model)}
+"""Blocks that come from a model's metrics.json: the model, and what draws the table."""
 
 
 def figures(name: str) -> str:
     """The table of one result and where it was measured; empty while there is no result. Raises KeyError."""
+    if name in CARD_TABLES:
+        model, of_card = CARD_TABLES[name]
+        metrics = ROOT / "model_repository" / model / "1" / "metrics.json"
+        return f"\n{of_card(json.loads(metrics.read_text(encoding='utf-8')))}\n\n"
     table, file = TABLES[name], RESULTS / f"{name}.json"
     if not file.exists():
         return ""

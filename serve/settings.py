@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serve.features.redis_connection import parse_address
 
 _M = TypeVar("_M", bound=BaseModel)
 Port = Annotated[int, Field(ge=1, le=65535)]
 PositiveMs = Annotated[float, Field(gt=0, le=3_600_000)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _REDIS = r"^rediss?(\+sentinel|\+cluster)?://\S+$"
+_STORES = "embedded, redis://…, rediss://…, redis+sentinel://…/master, redis+cluster://…"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -71,6 +74,16 @@ class Limits(_Part):
     drain_s: Seconds = 10.0
 
 
+def _is_address(text: str) -> str:
+    if text != "embedded":
+        parse_address(text)
+    return text
+
+
+Store = Annotated[str, Field(pattern=_REDIS), AfterValidator(_is_address)]
+"""The address of a Redis."""
+
+
 class FeastViewSettings(_Part):
     """A feature view of Feast's, and which of its features stand for which of the model's."""
 
@@ -85,7 +98,7 @@ class FeastViewSettings(_Part):
 class Feast(_Part):
     """Features read from Feast's online store on Redis (entity key serialization version 3), in place of our own."""
 
-    store: Annotated[str, Field(pattern=_REDIS)]
+    store: Store
     project: Annotated[str, Field(min_length=1)]
     views: Annotated[tuple[FeastViewSettings, ...], Field(strict=False, min_length=1)]
     timeout_ms: Annotated[float, Field(gt=0, le=10_000)] = 10.0
@@ -94,7 +107,7 @@ class Feast(_Part):
 class Features(_Part):
     """The store of online features and decisions."""
 
-    store: Annotated[str, Field(pattern=rf"^embedded$|{_REDIS}")] = "embedded"
+    store: Annotated[str, Field(pattern=rf"^embedded$|{_REDIS}"), AfterValidator(_is_address)] = "embedded"
     """`embedded`, or the address of a Redis: redis://, rediss:// (TLS), redis+sentinel://, redis+cluster://."""
     path: str = "auto"
     """Folder of the embedded store; `auto` is `$XDG_DATA_HOME/headroom/features`."""
@@ -266,6 +279,8 @@ def _mistake(where: str, mistake: dict[str, Any], schema: type[BaseModel]) -> st
         return f"{key}: is missing; it is required"
     if mistake["type"] == "value_error":
         return f"{key}: {mistake['ctx']['error']}"
+    if mistake["loc"][-1:] == ("store",):
+        return f"{key}: is no address (it may hold a password, so it is not shown); allowed: {_STORES}"
     return f"{key}: is {mistake['input']!r}; allowed: {mistake['msg'].removeprefix('Input should be ')}"
 
 
@@ -287,8 +302,13 @@ def cache_dir(settings: Settings) -> Path:
 
 
 def redis_password() -> str | None:
-    """For a Redis whose address holds none: a configuration file is no place for secrets."""
+    """Of the feature store, where its address holds none: a configuration file is no place for secrets."""
     return os.environ.get("HEADROOM_REDIS_PASSWORD") or None
+
+
+def feast_password() -> str | None:
+    """Of Feast's store, which is another team's."""
+    return os.environ.get("HEADROOM_FEAST_PASSWORD") or None
 
 
 def features_dir(settings: Settings) -> Path:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from serve.assembly.endpoints import Published, RouteMaker, Service, publish
+from serve.assembly.endpoints import HttpKey, Published, RouteMaker, Service, publish
 from serve.assembly.fraud_watch import FraudWatch
 from serve.assembly.stores import Store, feast_source, feature_store
 from serve.backends.base import Scores
 from serve.backends.stacked import StackedModel
+from serve.batching.arrival import Route
 from serve.batching.collector import Collector
 from serve.batching.runner import Runner
 from serve.budgets.ladder import Ladder, Rung
 from serve.context import RequestContext
-from serve.errors import NotReady
+from serve.errors import HeadroomError, NotReady
+from serve.features.feast import FeastSource
+from serve.features.redis import RedisStore
 from serve.features.windows import FEATURES
 from serve.ingress.blocking import BlockingWork
 from serve.ingress.grpc_fraud import fraud_methods
@@ -30,7 +34,7 @@ from serve.pipelines.fraud.policy import read_policy
 from serve.pipelines.fraud.recording import Recording
 from serve.pipelines.fraud.records import FraudRecords
 from serve.pipelines.fraud.rules import Rules
-from serve.pipelines.fraud.stages import Rows
+from serve.pipelines.fraud.stages import Policy, Rows
 from serve.pipelines.fraud.watching import Watch
 from serve.repository.repository import Repository
 from serve.settings import (
@@ -42,6 +46,8 @@ from serve.settings import (
     SettingsError,
     audit_log_path,
 )
+
+log = logging.getLogger(__name__)
 
 MODEL = "fraud_ensemble"
 _RUNG_SHARES = {"reasons": 0.7, "features": 0.4}
@@ -72,6 +78,7 @@ class _Parts:
 
     flow: FraudFlow
     store: Store
+    source: FeastSource | None
     collector: Collector
     watch: FraudWatch
     audit: AuditLog
@@ -115,6 +122,8 @@ class FraudPipeline:
         self._parts.watch.close()
         self._parts.blocking.close()
         self._parts.store.close()
+        if self._parts.source is not None:
+            self._parts.source.close()
         self._parts.audit.close()
 
 
@@ -123,46 +132,73 @@ def fraud_pipeline(
 ) -> FraudPipeline:
     """Builds it; raises NotReady with the reason when its model cannot serve."""
     model = _ensemble(repository, published.model_version)
-    scorer, policy, reference = EnsembleScorer(model), read_policy(model.directory), read_reference(model.directory)
-    shadow = EnsembleScorer(_ensemble(repository, published.shadow_version)) if published.shadow_version else None
-    fraud_metrics = metrics.fraud()
-    drift = Drift(reference, FEATURES)
-    watch = FraudWatch(Watch(drift, shadow, policy, fraud_metrics, reference.score), scorer, shadow, metrics)
+    scorer, policy = EnsembleScorer(model), read_policy(model.directory)
+    watch = _watch(repository, published, model, policy, metrics)
     collector = Collector("fraud", max_items=published.max_queue_items)
     recorder = publish("fraud", Published(published.budget_ms, FRAUD_STAGES, published.stages), metrics)
     audit, blocking = AuditLog(audit_log_path(settings)), BlockingWork()
-    store = feature_store(settings, audit.write)
+    source, store = feast_source(settings), feature_store(settings, audit.write)
     commit_limit_ns = _stage_ns(published.stages, "decide") + int(settings.features.commit_grace_ms * 1e6)
     flow = FraudFlow(
         Recording(store, metrics, commit_limit_ns=commit_limit_ns), scorer, policy, watch.watch,
-        rungs=published.ladder, explain_budget_ns=_stage_ns(published.stages, "explain"), rules=Rules(),
-        source=feast_source(settings),
+        rungs=published.ladder, explain_budget_ns=_stage_ns(published.stages, "explain"), rules=Rules(), source=source,
     )  # fmt: skip
-    rungs = tuple(Rung(name, _RUNG_SHARES[name]) for name in published.ladder)
-    ladder = Ladder((Rung("", 1.0), *rungs))
+    ladder = Ladder((Rung("", 1.0), *(Rung(name, _RUNG_SHARES[name]) for name in published.ladder)))
     runner = Runner(
         collector, flow, ladder, recorder,
         max_batch_items=published.max_batch_items, max_batches_in_flight=published.max_batches_in_flight,
+        waits_elsewhere=source is not None or isinstance(store, RedisStore),
     )  # fmt: skip
-    records = FraudRecords(store, scorer, fraud_metrics, partial(_asked, audit))
+    records = FraudRecords(store, scorer, metrics.fraud(), partial(_asked, audit))
     maker = RouteMaker("fraud", runner, published.budget_ms, recorder)
-    http, infer = maker.infer(FraudEndpoint(model.spec.version), settings.limits.max_body_bytes)
-    http[b"POST", b"/v1/fraud/score"] = maker.route(fraud_http.ScoreCodec())
-    http[b"POST", b"/v1/fraud/score:batch"] = maker.route(fraud_http.ScoreBatchCodec())
+    endpoint, max_body_bytes = FraudEndpoint(model.spec.version), settings.limits.max_body_bytes
+    http, infer = maker.infer(endpoint, max_body_bytes)
     service = Service(
-        "fraud", FraudEndpoint(model.spec.version).spec, runner, http,
-        grpc={
-            f"/{fraud_grpc.SERVICE}/Score": maker.route(fraud_grpc.ScoreCodec()),
-            f"/{fraud_grpc.SERVICE}/ScoreBatch": maker.route(fraud_grpc.ScoreBatchCodec()),
-        },
+        "fraud", endpoint.spec, runner, {**http, **_http_routes(maker)}, grpc=_grpc_routes(maker),
         grpc_streams={f"/{fraud_grpc.SERVICE}/ScoreStream": maker.route(fraud_grpc.ScoreStreamCodec())},
         grpc_direct=fraud_methods(records, blocking),
-        handlers=fraud_handlers(records, blocking, watch.shadow_report),
+        handlers=fraud_handlers(records, blocking, watch.shadow_report, max_body_bytes),
         infer=infer, steps=(MODEL,), warm_up=lambda: flow.warm_up(published.max_batch_items, partial(ladder.observe, 0)),
     )  # fmt: skip
-    return FraudPipeline(
-        service, _Parts(flow, store, collector, watch, audit, blocking), metrics, published.max_batch_items
-    )
+    parts = _Parts(flow, store, source, collector, watch, audit, blocking)
+    return FraudPipeline(service, parts, metrics, published.max_batch_items)
+
+
+def _http_routes(maker: RouteMaker) -> dict[HttpKey, Route]:
+    return {
+        (b"POST", b"/v1/fraud/score"): maker.route(fraud_http.ScoreCodec()),
+        (b"POST", b"/v1/fraud/score:batch"): maker.route(fraud_http.ScoreBatchCodec()),
+    }
+
+
+def _grpc_routes(maker: RouteMaker) -> dict[str, Route]:
+    return {
+        f"/{fraud_grpc.SERVICE}/Score": maker.route(fraud_grpc.ScoreCodec()),
+        f"/{fraud_grpc.SERVICE}/ScoreBatch": maker.route(fraud_grpc.ScoreBatchCodec()),
+    }
+
+
+def _watch(
+    repository: Repository, published: FraudSettings, model: StackedModel, policy: Policy, metrics: Metrics
+) -> FraudWatch:
+    scorer, shadow = EnsembleScorer(model), _shadow(repository, published.shadow_version)
+    reference = read_reference(model.directory, FEATURES)
+    drift = Drift(reference, FEATURES)
+    watch = Watch(scorer.version, drift, shadow, policy, metrics.fraud(), reference.score)
+    return FraudWatch(watch, scorer, shadow, metrics)
+
+
+def _shadow(repository: Repository, version: str) -> EnsembleScorer | None:
+    """The version in shadow; one that cannot serve must not take the one that serves with it."""
+    if not version:
+        return None
+    try:
+        model = _ensemble(repository, version)
+        read_policy(model.directory)  # says whether it was trained on these features
+    except HeadroomError as error:
+        log.error("no version %s of %s in shadow: %s", version, MODEL, error.message)
+        return None
+    return EnsembleScorer(model)
 
 
 def _ensemble(repository: Repository, version: str) -> StackedModel:

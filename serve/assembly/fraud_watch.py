@@ -1,7 +1,7 @@
 """What watches the fraud pipeline's model beside the answers: a thread that looks once a second.
 
 Drift and the version in shadow come from rows that were scored here; quality and calibration from the labels that all
-replicas counted, so that they agree.
+replicas of this node counted, so that they agree.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,15 @@ class FraudWatch:
     def shadow_report(self) -> Mapping[str, Any]:
         """`GET /v1/fraud/shadow`: how the version in shadow would have decided, over all replicas."""
         snapshot = self._metrics.snapshot()
-        counts = {labels: int(n) for labels, n in snapshot.values_of(SHADOW.name).items()}
+        counts = {
+            (served, shadow): int(n)
+            for (*versions, served, shadow), n in snapshot.values_of(SHADOW.name).items()
+            if tuple(versions) == self._versions
+        }
         total = sum(counts.values())
-        difference = snapshot.values_of(SHADOW_DIFFERENCE.name).get((), 0.0)
+        difference = next(
+            (n for labels, n in snapshot.values_of(SHADOW_DIFFERENCE.name).items() if labels == self._versions), 0.0
+        )
         decisions: dict[str, dict[str, int]] = {}
         for (served, shadow), n in sorted(counts.items()):
             decisions.setdefault(served, {})[shadow] = n
@@ -64,7 +70,7 @@ class FraudWatch:
             "transactions": total,
             "agreement": same / total if total else None,
             "mean_absolute_difference": difference / total if total else None,
-            "psi": snapshot.values_of(SCORE_DRIFT.name).get(("shadow_psi",)),
+            "psi": snapshot.values_of(SCORE_DRIFT.name).get(("shadow_psi",)) if total else None,
             "decisions": decisions,
         }
 
@@ -79,36 +85,43 @@ class FraudWatch:
         while not self._closing.wait(_ROUND_S):
             try:
                 self.watch.round()
+            except Exception:
+                log.exception("watching the fraud pipeline's scores failed")
+            try:
                 if number % _ROUNDS_PER_QUALITY == 0:
                     self._look_at_labels()
             except Exception:
-                log.exception("watching the fraud pipeline failed")
+                log.exception("measuring the fraud pipeline by labels failed")
             number += 1
 
     def _look_at_labels(self) -> None:
         snapshot = self._metrics.snapshot()
-        genuine, fraud = label_counts(snapshot)
+        version = self._versions[0]
+        genuine, fraud = label_counts(snapshot, version)
         if genuine.sum() + fraud.sum() > 0:
-            measures = asdict(quality(genuine, fraud, stopped_counts(snapshot)))
+            measures = asdict(quality(genuine, fraud, stopped_counts(snapshot, version)))
             self._fraud.set_quality({name: value for name, value in measures.items() if not np.isnan(value)})
         flow = self._flow
         if flow is not None:
-            calibration = calibrate(genuine, fraud) if self._calibrates else None
-            flow.policy = replace(flow.policy, calibration=calibration or AS_SCORED)
+            flow.calibration = (calibrate(genuine, fraud) if self._calibrates else None) or AS_SCORED
 
 
-def label_counts(snapshot: Snapshot) -> tuple[Counts, Counts]:
-    """Labelled transactions per part of the log-odds: genuine, and fraud."""
+def label_counts(snapshot: Snapshot, version: str) -> tuple[Counts, Counts]:
+    """Labelled transactions that `version` scored, per part of the log-odds: genuine, and fraud."""
     genuine, fraud = np.zeros(NUM_PARTS), np.zeros(NUM_PARTS)
-    for (part, is_fraud, change), n in snapshot.values_of(LABELLED.name).items():
+    for (scored_by, part, is_fraud, change), n in snapshot.values_of(LABELLED.name).items():
+        if scored_by != version:
+            continue
         counts = fraud if is_fraud == "true" else genuine
         counts[int(part)] += n if change == "given" else -n
     return np.maximum(genuine, 0), np.maximum(fraud, 0)
 
 
-def stopped_counts(snapshot: Snapshot) -> tuple[float, float]:
+def stopped_counts(snapshot: Snapshot, version: str) -> tuple[float, float]:
     """Genuine, and fraud, among labelled transactions that had been reviewed or declined."""
     found = {"false": 0.0, "true": 0.0}
-    for (is_fraud, change), n in snapshot.values_of(LABELLED_STOPPED.name).items():
+    for (scored_by, is_fraud, change), n in snapshot.values_of(LABELLED_STOPPED.name).items():
+        if scored_by != version:
+            continue
         found[is_fraud] += n if change == "given" else -n
     return found["false"], found["true"]

@@ -27,6 +27,7 @@ from serve.ingress.http_app import main_app, metrics_app
 from serve.ingress.ledger import Ledger
 from serve.ingress.sockets import Endpoint, SocketLease, acquire
 from serve.ingress.wire.fraud_grpc import SERVICE as FRAUD_SERVICE
+from serve.ingress.wire.fraud_grpc import UNARY_METHODS as FRAUD_METHODS
 from serve.ingress.wire.infer_codecs import MODEL_INFER, model_of, unknown_model
 from serve.observability.logs import AccessLog
 from serve.observability.metrics import Metrics
@@ -152,7 +153,7 @@ class Replica:
         for service in services:
             unary.update({path: _always(route) for path, route in service.grpc.items()})
         if (problem := view.problem("fraud")) is not None:
-            unary.update(dict.fromkeys((f"/{FRAUD_SERVICE}/Score", f"/{FRAUD_SERVICE}/ScoreBatch"), _never(problem)))
+            unary.update(dict.fromkeys((f"/{FRAUD_SERVICE}/{method}" for method in FRAUD_METHODS), _never(problem)))
         streams = {path: route for service in services for path, route in service.grpc_streams.items()}
         direct = {**direct_methods(view), **{path: m for s in services for path, m in s.grpc_direct.items()}}
         names = [OIP_SERVICE, *([FRAUD_SERVICE] if self._fraud is not None else [])]

@@ -77,7 +77,9 @@ class Runner:
         *,
         max_batch_items: int,
         max_batches_in_flight: int = 1,
+        waits_elsewhere: bool = False,
     ) -> None:
+        """`waits_elsewhere`: the flow waits for a network, which no listener's thread should."""
         self.collector = collector
         self.max_batch_items = max_batch_items
         self._flow = flow
@@ -92,7 +94,7 @@ class Runner:
         """Of the thread that ran it: what a batch takes by the clock grows with whoever else wants the interpreter, and
         would keep batches on another thread because they are on another thread.
         """
-        self._runs_here = max_batches_in_flight == 1
+        self._runs_here = max_batches_in_flight == 1 and not waits_elsewhere
         self._again: Callable[[], None] | None = None
         """Has the listener that left a long batch to the thread dispatch once more; belongs to the turn's holder."""
         self._turn = threading.Lock()  # whose holder runs batches, where one is in flight at a time

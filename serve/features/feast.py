@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.features.breaker import Breaker
-from serve.features.redis_connection import Address, connect
+from serve.features.redis_connection import Address, Lazily, connect
 from serve.features.store import Events
 from serve.features.windows import FEATURES
 
@@ -63,7 +63,7 @@ class FeastSource:
     """Reads views of one project. One thread at a time; after failures in a row it is left alone for a while."""
 
     def __init__(self, address: Address, project: str, views: Sequence[FeastView], timeout_ms: float) -> None:
-        self._client = connect(address, timeout_ms / 1e3)
+        self._client = Lazily(lambda: connect(address, timeout_ms / 1e3))
         self._project = project.encode()
         self._views = tuple(views)
         self._fields = [[field_of(view.view, name) for name in view.features.values()] for view in views]
@@ -74,13 +74,12 @@ class FeastSource:
         """The batch's values; None when Feast's store does not answer."""
         import redis
 
-        now_ns = time.monotonic_ns()
-        if not self._breaker.allows(now_ns):
+        if not self._breaker.allows(time.monotonic_ns()):
             return None
         try:
             values = self._read(events)
-        except redis.RedisError:
-            self._breaker.failed(now_ns)
+        except (redis.RedisError, redis.exceptions.RedisClusterException):
+            self._breaker.failed(time.monotonic_ns())
             return None
         self._breaker.succeeded()
         return Overrides(self._columns, values)
@@ -92,7 +91,7 @@ class FeastSource:
     def _read(self, events: Events) -> Rows:
         n = len(events.transaction_ids)
         asked: list[tuple[int, dict[str, int]]] = []
-        pipeline = self._client.pipeline(transaction=False)
+        pipeline = self._client().pipeline(transaction=False)
         for number, view in enumerate(self._views):
             names = events.customer_ids if view.entity == "customer" else events.terminal_ids
             places: dict[str, int] = {}

@@ -177,25 +177,28 @@ def erasures(txn: Txn) -> dict[str, bytes]:
     return found
 
 
-def sweep_erased(txn: Txn, erased: Mapping[str, bytes], after: int, max_entries: int) -> int | None:
-    """Deletes the entries of erased customers among the next `max_entries` after number `after`.
-
-    Gives the number to go on after; None at the end of the log.
+def find_erased(
+    txn: Txn, erased: Mapping[str, bytes], after: int, max_entries: int
+) -> tuple[list[tuple[bytes, str]], int | None]:
+    """Number and id of the entries of erased customers among the next `max_entries` after number `after`, and the
+    number to go on after; None at the end of the log.
     """
     last = None
     doomed: list[tuple[bytes, str]] = []
     for visited, (number, entry) in enumerate(log_entries(txn, after)):
         if visited == max_entries:
-            break
+            return doomed, last
         last = number
         packed = number.to_bytes(8, "big")
         if packed <= erased.get(entry.customer_id, b""):
             doomed.append((packed, entry.transaction_id))
-    else:
-        last = None
-    for packed, transaction_id in doomed:
-        _forget(txn, packed, transaction_id)
-    return last
+    return doomed, None
+
+
+def forget(txn: Txn, doomed: Sequence[tuple[bytes, str]]) -> None:
+    """Deletes entries, by number and id."""
+    for number, transaction_id in doomed:
+        _forget(txn, number, transaction_id)
 
 
 def end_erasures(txn: Txn, erased: Mapping[str, bytes], now_us: int) -> None:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from serve.features.batch import WindowKeys, advance_batch, entries_of, window_keys
-from serve.features.redis_connection import Address, connect
+from serve.features.redis_connection import Address, Lazily, connect
 from serve.features.redis_scripts import ERASE, LABEL, NUMBER_BYTES, RECORD
 from serve.features.retention import IDLE_S, Audit
 from serve.features.store import (
@@ -52,11 +52,19 @@ _MAX_TRIES = 16
 _ROW_MS = 0.02
 """What a row may add to the time a call may take."""
 _MAX_ROWS = 1024
+_ERASED_AT_ONCE = 1000
 _DONE = 0
 _NONE = b""
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(LogEntry).decode
+_decoder = msgspec.msgpack.Decoder(LogEntry)
+
+
+def _decode(value: bytes) -> LogEntry:
+    try:
+        return _decoder.decode(value)
+    except msgspec.DecodeError:
+        raise StoreFailed("damaged", "Redis holds a decision that cannot be read") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +94,10 @@ class RedisStore:
         self._compact_after_s = compact_after_s
         self._wall_clock_s = wall_clock_s
         self._on_audit = on_audit
-        self._client = connect(address, (timeout_ms + _MAX_ROWS * _ROW_MS) / 1e3)
-        self._record = self._client.register_script(RECORD)
-        self._label = self._client.register_script(LABEL)
-        self._erase = self._client.register_script(ERASE)
+        self._client = Lazily(lambda: connect(address, (timeout_ms + _MAX_ROWS * _ROW_MS) / 1e3))
         self._bytes_used = 0
         self._is_closed = False
+        self._has_said_so = False
         self._writer = Writer()
         self._housekeeper = Housekeeper(self._look_after, every_s=housekeeping_s)
 
@@ -115,24 +121,37 @@ class RedisStore:
 
     def find(self, transaction_id: str) -> LogEntry | None:
         """The transaction's event and decision. Raises StoreFailed."""
-        found = self._call(lambda: self._client.get(_decision(transaction_id)))
+        found = self._call(lambda: self._client().get(_decision(transaction_id)))
         return None if found is None else _decode(found[NUMBER_BYTES:])
 
     def label(self, labels: Mapping[str, bool]) -> list[Labelled]:
-        """Notes labels, each in a transaction of its own. Raises StoreFailed; what was noted before it stays."""
-        return [self._label_one(name, FRAUD if is_fraud else GENUINE) for name, is_fraud in labels.items()]
+        """Notes labels, each in a transaction of its own. Raises StoreFailed when the first fails; after a later failure
+        the rest is given as not known, and can be given again.
+        """
+        results: list[Labelled] = []
+        for name, is_fraud in labels.items():
+            try:
+                results.append(self._label_one(name, FRAUD if is_fraud else GENUINE))
+            except StoreFailed as failure:
+                if not results:
+                    raise
+                log.warning("%d of %d labels were noted: %s", len(results), len(labels), failure)
+                break
+        return results + [Labelled(None)] * (len(labels) - len(results))
 
     def erase(self, customer_id: str) -> None:
         """Deletes everything about a customer. Raises StoreFailed."""
         keys = [_index(customer_id), f"{_PREFIX}c:{customer_id}", _ERASED]
-        self._call(lambda: self._erase(keys, [f"{_PREFIX}x:", int(self._wall_clock_s() * 1e3)]))
+        arguments = [f"{_PREFIX}x:", int(self._wall_clock_s() * 1e3), _ERASED_AT_ONCE]
+        while self._call(lambda: self._run(ERASE, keys, arguments)):
+            continue
 
     def read_log(self, after: int = 0) -> list[tuple[int, LogEntry]]:
         """Number and entry of everything recorded after number `after`, oldest first. Raises StoreFailed; slow."""
-        names = self._call(lambda: list(self._client.scan_iter(f"{_PREFIX}x:*", count=1000)))
+        names = self._call(lambda: list(self._client().scan_iter(f"{_PREFIX}x:*", count=1000)))
         found: list[tuple[int, LogEntry]] = []
         for begin in range(0, len(names), _MAX_ROWS):
-            for value in self._call(partial(self._client.mget, names[begin : begin + _MAX_ROWS])):
+            for value in self._call(partial(self._client().mget, names[begin : begin + _MAX_ROWS])):
                 if value is not None and int(value[:NUMBER_BYTES], 16) > after:
                     found.append((int(value[:NUMBER_BYTES], 16), _decode(value[NUMBER_BYTES:])))
         return sorted(found, key=lambda numbered: numbered[0])
@@ -156,7 +175,7 @@ class RedisStore:
         n = len(events.transaction_ids)
         names = [_decision(name) for name in events.transaction_ids]
         names += [f"{_PREFIX}{chr(key[0])}:{key[1:].decode()}" for key in keys.keys]
-        values = self._call(lambda: self._client.mget(names))
+        values = self._call(lambda: self._client().mget(names))
         stored = [Stored(row, _decode(v[NUMBER_BYTES:]).decision) for row, v in enumerate(values[:n]) if v is not None]
         skipped = sorted({*unwanted, *(one.row for one in stored)})
         states = [None if value is None else memoryview(value)[NUMBER_BYTES:] for value in values[n:]]
@@ -169,7 +188,7 @@ class RedisStore:
         """Records what nobody has; gives the rows that somebody decided since they were read."""
         meanwhile: dict[int, Stored] = {}
         unwanted = [row for row, decision in enumerate(decisions) if decision is None]
-        if unwanted != snapshot.skipped:
+        if not set(unwanted) <= set(snapshot.skipped):
             _, snapshot = self._read(events, snapshot.keys, unwanted)
         for _ in range(_MAX_TRIES):
             decided = set(snapshot.skipped)
@@ -199,13 +218,14 @@ class RedisStore:
         arguments: list[Any] = [len(entries), len(states), self._max_age_ms, self._idle_ms]
         for entry in entries:
             arguments += (entry[0], _encode(entry))
+        arguments.append(int(self._wall_clock_s() * 1e3))
         for _, number, state in states:
             arguments += (number, state)
-        return int(self._call(lambda: self._record(keys, arguments)))
+        return int(self._call(lambda: self._run(RECORD, keys, arguments)))
 
     def _label_one(self, transaction_id: str, label: int) -> Labelled:
         for _ in range(_MAX_TRIES):
-            value = self._call(lambda: self._client.get(_decision(transaction_id)))
+            value = self._call(lambda: self._client().get(_decision(transaction_id)))
             if value is None:
                 return Labelled(None)
             entry = _decode(value[NUMBER_BYTES:])
@@ -218,35 +238,47 @@ class RedisStore:
         terminal = f"{_PREFIX}t:{entry.terminal_id}"
         state_number, marked = _NONE, _NONE
         if FRAUD in (entry.label, label) and not entry.is_late:
-            state = self._call(lambda: self._client.get(terminal))
+            state = self._call(lambda: self._client().get(terminal))
             if state is not None:
                 state_number = state[:NUMBER_BYTES]
                 marked = mark(state[NUMBER_BYTES:], entry.event_s, is_fraud=label == FRAUD)
         changed = value[:NUMBER_BYTES] + _encode(msgspec.structs.replace(entry, label=label))
         keys = [_COUNTER, _decision(entry.transaction_id), terminal]
-        return bool(self._call(lambda: self._label(keys, [value, changed, state_number, marked])))
+        return bool(self._call(lambda: self._run(LABEL, keys, [value, changed, state_number, marked])))
 
     def _look_after(self) -> None:
         """Once a second: how full it is, and whether what was erased should leave the disk."""
-        info = self._call(lambda: self._client.info("memory"))
+        client = self._call(self._client)
+        where = {} if self.address.kind != "cluster" else {"target_nodes": client.get_node_from_key(_COUNTER)}
+        info = self._call(lambda: client.info("memory", **where))
         self._bytes_used = int(info.get("used_memory", 0))
-        since_ms = self._call(lambda: self._client.get(_ERASED))
+        since_ms = self._call(lambda: self._client().get(_ERASED))
         if since_ms is None or self._wall_clock_s() - int(since_ms) / 1e3 < self._compact_after_s:
             return
-        if self._call(lambda: self._client.delete(_ERASED)):
-            self._call(self._rewrite_files)
+        if self._call(self._rewrite_files) and self._call(lambda: self._client().delete(_ERASED)):
             self._on_audit("compacted", {"store": self.address.shown})
 
-    def _rewrite_files(self) -> None:
-        """Asks Redis for files without what was deleted; one that does not allow it rewrites them when it does."""
+    def _rewrite_files(self) -> bool:
+        """Asks Redis for files without what was deleted, of the kinds it keeps; whether it did as asked."""
         import redis
 
+        client = self._client()
+        where = {} if self.address.kind != "cluster" else {"target_nodes": client.get_node_from_key(_COUNTER)}
         try:
-            if self._client.info("persistence").get("aof_enabled"):
-                self._client.bgrewriteaof()
-            self._client.bgsave(schedule=True)
+            if client.info("persistence", **where).get("aof_enabled"):
+                client.bgrewriteaof(**where)
+            if any(client.config_get("save", **where).values()):
+                client.bgsave(schedule=True, **where)
         except redis.ResponseError as error:
-            log.warning("Redis does not rewrite its files on request: %s", error)
+            if not self._has_said_so:
+                log.warning("Redis does not rewrite its files on request, so the erased stay in them: %s", error)
+            self._has_said_so = True
+            return False
+        return True
+
+    def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
+        """Runs a script by its hash, and sends it where Redis has not seen it."""
+        return self._client().register_script(script)(keys, arguments)
 
     def _call(self, work: Callable[[], T]) -> T:
         """What Redis answers; raises StoreFailed saying how it did not."""
@@ -256,10 +288,8 @@ class RedisStore:
             raise StoreFailed("closed", "the store is closed")
         try:
             return work()
-        except redis.RedisError as error:
+        except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
             raise StoreFailed(_kind(error), f"{self.address.shown}: {type(error).__name__}") from None
-        except msgspec.DecodeError:
-            raise StoreFailed("damaged", f"{self.address.shown} holds a decision that cannot be read") from None
 
 
 def _kind(error: Exception) -> FailureKind:

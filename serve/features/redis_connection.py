@@ -9,7 +9,9 @@ Called by `serve.features.redis`. The address may hold a password: it is never l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -28,7 +30,7 @@ class Address:
     service: str
     database: int
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     options: dict[str, Any]
 
     @property
@@ -71,12 +73,36 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
     except ValueError:
         host, port = None, None
     if not host:
-        raise ValueError(f"features.store has the host {text!r}; allowed HOST or HOST:PORT")
+        raise ValueError(
+            "features.store has a host that is none; allowed HOST or HOST:PORT (a # before it is written %23)"
+        )
     return host, port or default_port
 
 
+class Lazily:
+    """A client that is made when it is first used: a Cluster's is made by asking the cluster, which may be down."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    def __call__(self) -> Any:
+        """The client; raises what making it raises."""
+        with self._lock:
+            if self._client is None:
+                self._client = self._make()
+            return self._client
+
+    def close(self) -> None:
+        """Ends its connections, if there are any."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+
+
 def connect(address: Address, timeout_s: float) -> Any:
-    """A client whose every call ends within `timeout_s`; connects when it is first used."""
+    """A client that waits at most `timeout_s` for a connection and for an answer, and tries a broken one once more."""
     import redis
     from redis import cluster, sentinel
     from redis.backoff import NoBackoff
@@ -86,13 +112,14 @@ def connect(address: Address, timeout_s: float) -> Any:
     cluster_node, watch_of = untyped[0].ClusterNode, untyped[1].Sentinel
     common = {
         "username": address.username, "password": address.password, **address.options,
-        "socket_timeout": timeout_s, "socket_connect_timeout": max(timeout_s, 0.25), "socket_keepalive": True,
+        "socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "socket_keepalive": True,
     }  # fmt: skip
     if address.kind == "cluster":
+        common |= {"retry": Retry(NoBackoff(), 1)}
         return cluster.RedisCluster(startup_nodes=[cluster_node(*host) for host in address.hosts], **common)
     common |= {"db": address.database, "retry": Retry(NoBackoff(), 1)}
     if address.kind == "sentinel":
-        watch = watch_of(list(address.hosts), socket_timeout=max(timeout_s, 0.25))
+        watch = watch_of(list(address.hosts), socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
         return watch.master_for(address.service, **common)
     (host, port), *_ = address.hosts
     return redis.Redis(host=host, port=port, **common)

@@ -13,20 +13,21 @@ NUMBER_BYTES = 16
 RECORD = """
 -- KEYS: counter, then per decision its key, then per decision its customer's index, then per state its key.
 -- ARGV: decisions, states, milliseconds to keep decisions, to keep states; then per decision its transaction and its
--- entry; then per state the number it was read with ('' for none) and the new state.
+-- entry; then the time in milliseconds; then per state the number it was read with ('' for none) and the new state.
 -- Gives 0 when done, 1 when a decision exists already, 2 when a state has changed.
 local nd, ns = tonumber(ARGV[1]), tonumber(ARGV[2])
 for i = 1, nd do
   if redis.call('EXISTS', KEYS[1 + i]) == 1 then return 1 end
 end
-local first = 4 + 2 * nd
+local first = 5 + 2 * nd
 for j = 1, ns do
   if redis.call('GETRANGE', KEYS[1 + 2 * nd + j], 0, 15) ~= ARGV[first + 2 * j - 1] then return 2 end
 end
 local last = redis.call('INCRBY', KEYS[1], nd)
 for i = 1, nd do
   redis.call('SET', KEYS[1 + i], string.format('%016x', last - nd + i) .. ARGV[4 + 2 * i], 'PX', ARGV[3])
-  redis.call('SADD', KEYS[1 + nd + i], ARGV[3 + 2 * i])
+  redis.call('ZREMRANGEBYSCORE', KEYS[1 + nd + i], '-inf', ARGV[5 + 2 * nd] - ARGV[3])
+  redis.call('ZADD', KEYS[1 + nd + i], ARGV[5 + 2 * nd], ARGV[3 + 2 * i])
   redis.call('PEXPIRE', KEYS[1 + nd + i], ARGV[3])
 end
 local number = string.format('%016x', last)
@@ -50,10 +51,12 @@ return 1
 
 ERASE = """
 -- KEYS: the customer's index, the customer's state, when something was first erased. ARGV: what a decision's key begins
--- with, now. Gives how many decisions were deleted.
-local names = redis.call('SMEMBERS', KEYS[1])
-for _, name in ipairs(names) do redis.call('DEL', ARGV[1] .. name) end
-redis.call('DEL', KEYS[1], KEYS[2])
+-- with, now, how many decisions to delete at most. Gives how many are left.
+redis.call('DEL', KEYS[2])
 redis.call('SET', KEYS[3], ARGV[2], 'NX')
-return #names
+for _, name in ipairs(redis.call('ZRANGE', KEYS[1], 0, ARGV[3] - 1)) do
+  redis.call('DEL', ARGV[1] .. name)
+  redis.call('ZREM', KEYS[1], name)
+end
+return redis.call('ZCARD', KEYS[1])
 """

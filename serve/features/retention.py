@@ -5,6 +5,7 @@ Takes an open database; deletes in short transactions, so that no commit waits l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ IDLE_S = RETAINED_S[-1] + LATENESS_S
 """An event this much older than another of its key is in none of its windows, however late that one is."""
 _ENTRIES_PER_TRANSACTION, _TRANSACTIONS_PER_ROUND = 128, 8
 _KEYS_PER_ROUND = 256
+_TELL_EVERY_S = 3600.0
+"""One line an hour: in a full store, something is forgotten every second."""
 
 
 class Retention:
@@ -36,7 +39,8 @@ class Retention:
         self._on_audit = on_audit
         self._wall_clock_s = wall_clock_s
         self._newest_event_s = 0
-        self._num_trimmed = 0
+        self._forgotten: Counter[str] = Counter()
+        self._told_s = 0.0
         self._next_key = records.WINDOWS_BEGIN
 
     def saw(self, event_s: int) -> None:
@@ -44,19 +48,20 @@ class Retention:
         self._newest_event_s = max(self._newest_event_s, event_s)
 
     def trimmed(self, num_decisions: int) -> None:
-        """So many decisions were forgotten because the store is full; told with the next round."""
-        self._num_trimmed += num_decisions
+        """So many decisions were forgotten because the store is full; told with the next line."""
+        self._forgotten["trimmed_decisions"] += num_decisions
 
     def run(self, database: Database) -> None:
         """One round: at most 1,024 decisions and the windows of at most 256 keys."""
         now_s = self._wall_clock_s()
         num_expired = _expire(database, int((now_s - self._max_age_s) * 1e6))
         num_idle = self._sweep(database, min(int(now_s), self._newest_event_s) - IDLE_S)
-        num_trimmed, self._num_trimmed = self._num_trimmed, 0
-        if num_trimmed:
-            self._on_audit("trimmed", {"decisions": num_trimmed})
-        if num_expired or num_idle:
-            self._on_audit("expired", {"decisions": num_expired, "windows": num_idle})
+        self._forgotten["expired_decisions"] += num_expired
+        self._forgotten["idle_windows"] += num_idle
+        if now_s >= self._told_s + _TELL_EVERY_S and any(self._forgotten.values()):
+            forgotten, self._forgotten = self._forgotten, Counter()
+            self._told_s = now_s
+            self._on_audit("forgotten", {what: n for what, n in forgotten.items() if n})
 
     def _sweep(self, database: Database, before_s: int) -> int:
         with database.env.begin(buffers=True) as txn:

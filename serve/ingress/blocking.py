@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,24 +23,32 @@ class BlockingWork:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="blocking")
+        self._lock = threading.Lock()
         self._num_waiting = 0
 
     async def run(self, context: RequestContext, work: Callable[[], T]) -> T:
-        """What `work` gives. Raises Overloaded when too much waits, DeadlineExceeded at the request's deadline; the
-        work goes on then, and nobody hears of it.
+        """What `work` gives. Raises Overloaded when too much waits, DeadlineExceeded at the request's deadline: what has
+        not begun by then never does; what has begun goes on, and nobody hears of it.
         """
+        remaining_s = context.deadline.remaining_ns(time.monotonic_ns()) / 1e9
+        if remaining_s <= 0:
+            raise DeadlineExceeded("the deadline had passed before the store was asked")
         if self._num_waiting >= _MAX_WAITING:
             raise Overloaded(f"{_MAX_WAITING} requests wait for the store, which are allowed", reason="queue_full")
-        self._num_waiting += 1
+        with self._lock:
+            self._num_waiting += 1
+        future = self._threads.submit(work)
+        future.add_done_callback(self._ended)
         try:
-            future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-            remaining_s = context.deadline.remaining_ns(time.monotonic_ns()) / 1e9
-            return await asyncio.wait_for(asyncio.shield(future), max(0.0, remaining_s))
+            return await asyncio.wait_for(asyncio.wrap_future(future), remaining_s)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed while the store was waited for") from None
-        finally:
+
+    def _ended(self, _: object) -> None:
+        """Done, or cancelled before it began: work that has begun counts until it ends, whoever still waits."""
+        with self._lock:
             self._num_waiting -= 1
 
     def close(self) -> None:
-        """Ends the threads after what they do."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Lets the threads end after what they do, and what waits never begin."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -168,6 +168,10 @@ class GrpcListener:
                 body = answer if isinstance(answer, bytes) else await answer
             except HeadroomError as known:
                 error = known
+            except asyncio.CancelledError:
+                label = path.rpartition("/")[2]
+                self._ledger.record_other(context, label, 1, len(payload), 0, time.monotonic_ns(), "cancelled")
+                raise
             except Exception:
                 log.exception("method failed", extra={"request_id": context.request_id})
                 error = Internal()

@@ -26,6 +26,8 @@ Message = MutableMapping[str, Any]
 AsgiApp = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 OnFinished = Callable[[HttpRequest, str, int, int, str | None], None]
 
+_WITHOUT_BODY = (204, 304)
+"""RFC 9112, section 6.3: such an answer ends with its head, and says nothing of a length."""
 LABEL = "headroom.endpoint"
 """Scope key under which the application leaves the endpoint's label for metrics."""
 
@@ -77,6 +79,7 @@ class _Exchange:
         self._has_received = False
         self._head: list[str] | None = None
         self._is_chunked = False
+        self._has_body = True
         self._is_head_sent = False
         self._is_done = False
         self.status = 500
@@ -108,7 +111,8 @@ class _Exchange:
         for name, value in message.get("headers", ()):
             names.add(name.lower())
             lines.append(f"{name.decode('latin-1')}: {value.decode('latin-1')}\r\n")
-        self._is_chunked = b"content-length" not in names
+        self._has_body = self.status not in _WITHOUT_BODY
+        self._is_chunked = self._has_body and b"content-length" not in names
         if self._is_chunked:
             lines.append("transfer-encoding: chunked\r\n")
         assert request.context is not None
@@ -119,7 +123,7 @@ class _Exchange:
 
     def _write(self, body: bytes, is_last: bool) -> None:
         request = self._request
-        data = body if request.head.method != b"HEAD" else b""
+        data = body if self._has_body and request.head.method != b"HEAD" else b""
         if self._is_chunked:
             data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"0\r\n\r\n" if is_last else b"")
         keep_alive = not request.connection.must_close

@@ -12,12 +12,16 @@ from starlette.responses import Response
 from serve.context import RequestContext
 from serve.ingress.blocking import BlockingWork
 from serve.ingress.http_app import Handler
+from serve.ingress.wire.content_encoding import decompress
 from serve.ingress.wire.fraud_records import checked_id, found_json, labels_of, results_json
 from serve.pipelines.fraud.records import FraudRecords
 
 
 def fraud_handlers(
-    records: FraudRecords, blocking: BlockingWork, shadow_report: Callable[[], Mapping[str, Any]]
+    records: FraudRecords,
+    blocking: BlockingWork,
+    shadow_report: Callable[[], Mapping[str, Any]],
+    max_body_bytes: int,
 ) -> list[tuple[str, str, Handler]]:
     """(method, path, handler) of each."""
 
@@ -26,7 +30,8 @@ def fraud_handlers(
         return _json(found_json(await blocking.run(_context(request), lambda: records.look_up(transaction_id))))
 
     async def label(request: Request) -> Response:
-        labels, context = labels_of(await request.body()), _context(request)
+        body = decompress(await request.body(), request.headers.get("content-encoding", ""), max_body_bytes)
+        labels, context = labels_of(bytes(body)), _context(request)
         return _json(results_json(await blocking.run(context, lambda: records.label(labels, context))))
 
     async def erase(request: Request) -> Response:

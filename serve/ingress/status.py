@@ -37,6 +37,7 @@ SERVER_BOUNDS = frozenset({"concurrency", "connections"})
 
 REASON_PHRASES: dict[int, str] = {
     200: "OK",
+    204: "No Content",
     400: "Bad Request",
     403: "Forbidden",
     404: "Not Found",

@@ -39,13 +39,15 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     score: Parts
 
 
-def read_reference(model_dir: Path) -> Reference:
-    """The reference beside a model version; raises NotReady naming the file and what is wrong with it."""
+def read_reference(model_dir: Path, features: Sequence[str]) -> Reference:
+    """The reference beside a model version, of all `features`; raises NotReady naming the file and what is wrong."""
     path = model_dir / "reference.json"
     try:
         reference = msgspec.json.decode(path.read_bytes(), type=Reference)
     except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise NotReady(f"{path} cannot be read: {error}") from None
+    if missing := [name for name in features if name not in reference.features]:
+        raise NotReady(f"{path} says nothing of {missing[0]}; train the model anew")
     for name, parts in {**reference.features, "score": reference.score}.items():
         is_rising = all(a < b for a, b in zip(parts.edges, parts.edges[1:], strict=False))
         if not is_rising or len(parts.shares) != len(parts.edges) + 2 or min(parts.shares) < 0:

@@ -102,13 +102,13 @@ STORE_STATE: Final = Family(
 LABELLED: Final = Family(
     "headroom_fraud_labels_total",
     Kind.COUNTER,
-    ("part", "fraud", "change"),
+    ("version", "part", "fraud", "change"),
     "Labels given and taken back, by part of the log-odds that the transaction was scored with.",
 )
 LABELLED_STOPPED: Final = Family(
     "headroom_fraud_labels_of_stopped_total",
     Kind.COUNTER,
-    ("fraud", "change"),
+    ("version", "fraud", "change"),
     "Labels given and taken back of transactions that had been reviewed or declined.",
 )
 QUALITY: Final = Family(
@@ -132,13 +132,13 @@ SCORE_DRIFT: Final = Family(
 SHADOW: Final = Family(
     "headroom_fraud_shadow_decisions_total",
     Kind.COUNTER,
-    ("served", "shadow"),
+    ("version", "shadow_version", "served", "shadow"),
     "Transactions also scored by the version in shadow, by what each version's score means.",
 )
 SHADOW_DIFFERENCE: Final = Family(
     "headroom_fraud_shadow_difference_total",
     Kind.COUNTER,
-    (),
+    ("version", "shadow_version"),
     "Sum of absolute differences of the two versions' probabilities.",
 )
 OVERFLOW: Final = Family(

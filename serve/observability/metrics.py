@@ -154,12 +154,12 @@ class PipelineMetrics(Recorder):
 class FraudMetrics(Recorder):
     """Records labels, drift and the version in shadow. Thread-safe."""
 
-    def count_label(self, part: int, *, is_fraud: bool, is_stopped: bool, by: int) -> None:
+    def count_label(self, version: str, part: int, *, is_fraud: bool, is_stopped: bool, by: int) -> None:
         """Counts a label that was given (`by` 1) or taken back (-1)."""
         fraud, change = str(is_fraud).lower(), "given" if by > 0 else "taken_back"
-        self._add(LABELLED, (str(part), fraud, change), 1)
+        self._add(LABELLED, (version, str(part), fraud, change), 1)
         if is_stopped:
-            self._add(LABELLED_STOPPED, (fraud, change), 1)
+            self._add(LABELLED_STOPPED, (version, fraud, change), 1)
 
     def set_quality(self, measures: Mapping[str, float]) -> None:
         """Sets what labels say, by measure."""
@@ -173,11 +173,15 @@ class FraudMetrics(Recorder):
         for measure, value in score.items():
             self._set(SCORE_DRIFT, (measure,), value)
 
-    def count_shadow(self, agreement: Mapping[tuple[str, str], int], absolute_difference: float) -> None:
-        """Counts transactions by (what served, what the shadow would have done)."""
+    def count_shadow(
+        self, versions: tuple[str, str], agreement: Mapping[tuple[str, str], int], absolute_difference: float
+    ) -> None:
+        """Counts transactions by (what served, what the shadow would have done), of the version that serves and the
+        one in shadow.
+        """
         for labels, n in agreement.items():
-            self._add(SHADOW, labels, n)
-        self._add(SHADOW_DIFFERENCE, (), absolute_difference)
+            self._add(SHADOW, (*versions, *labels), n)
+        self._add(SHADOW_DIFFERENCE, versions, absolute_difference)
 
 
 class Metrics(Recorder):

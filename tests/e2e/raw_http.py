@@ -58,7 +58,7 @@ class RawClient:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         found = re.fullmatch(r"HTTP/1\.1 (\d{3}) [ -~]+", status_line)
         assert found is not None, f"not a status line: {status_line[:200]!r}"
-        length = 0 if to_head or found[1] == "100" else int(headers["content-length"])
+        length = 0 if to_head or found[1] in ("100", "204") else int(headers["content-length"])
         return RawAnswer(int(found[1]), headers, self._exactly(length))
 
     def answers(self) -> list[RawAnswer]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from raw_http import RawClient
 from server import ROOT, WIDE_BUDGETS, Server, wait_until
 from transactions import new_id, transaction
 
@@ -133,6 +134,11 @@ def test_an_erased_customer_is_unreadable_at_once_and_then_off_the_disk(server: 
     assert server.post("/v1/fraud/labels", label)[1]["results"][0]["status"] == "unknown"
     wait_until(lambda: not files_with(server.features_dir, customer), 30, "the customer has left the disk")
     assert not files_with(server.features_dir, first["transaction_id"])
+    with RawClient(server.http_port) as client:  # an answer without a body leaves nothing behind on the connection
+        for _ in range(2):
+            gone = client.request("DELETE", f"/v1/fraud/customers/{customer}").answer()
+            assert gone is not None
+            assert gone.status == 204
     again = decided(server, transaction_id=first["transaction_id"], customer_id=new_id("other"), amount=5.0)
     assert again["fraud_probability"] != first["fraud_probability"]
 

@@ -17,6 +17,7 @@ from serve.ingress.wire.json_errors import explain, placed
 from serve.pipelines.fraud.contract import RULES, Decision, Transaction
 
 SERVICE = "headroom.fraud.v1.FraudService"
+UNARY_METHODS = ("Score", "ScoreBatch", "GetDecision", "LabelTransactions", "EraseCustomer")
 _OPTIONAL = ("currency", "merchant_category", "channel", "latitude", "longitude")
 _KINDS: Mapping[str, pb.DecisionKind] = {
     "approve": pb.DECISION_KIND_APPROVE,

@@ -74,10 +74,13 @@ def labels_of_message(message: Any) -> Sequence[Label]:
     """The labels of a LabelTransactionsRequest; raises InvalidInput naming the field."""
     if not 1 <= len(message.labels) <= MAX_LABELS:
         raise InvalidInput(f"labels has {len(message.labels)} items; allowed 1 to {MAX_LABELS}", field="labels")
-    return [
-        Label(checked_id("transaction_id", label.transaction_id, f"labels[{i}]."), label.fraud)
-        for i, label in enumerate(message.labels)
-    ]
+    return [_label(label, f"labels[{i}].") for i, label in enumerate(message.labels)]
+
+
+def _label(message: Any, base: str) -> Label:
+    if not message.HasField("fraud"):
+        raise InvalidInput(f"{base}fraud is missing; allowed: {_LABEL_RULES['fraud']}", field=f"{base}fraud")
+    return Label(checked_id("transaction_id", message.transaction_id, base), message.fraud)
 
 
 def results_message(results: Sequence[LabelResult]) -> Any:

@@ -20,7 +20,9 @@ from serve.batching.runner import Batch
 from serve.budgets.estimate import QuantileEstimate
 from serve.errors import HeadroomError
 from serve.features.store import Events, Fetched
+from serve.features.windows import Windows
 from serve.pipelines.fraud.contract import Decision, Reason, Transaction
+from serve.pipelines.fraud.quality import AS_SCORED
 from serve.pipelines.fraud.recording import Recorded, Recording, decode_recorded
 from serve.pipelines.fraud.rules import Rules
 from serve.pipelines.fraud.stages import (
@@ -77,7 +79,7 @@ class Watcher(Protocol):
 
 
 class FraudFlow:
-    """Implements `Flow`. `policy` may be replaced while it runs; one thread at a time."""
+    """Implements `Flow`; one thread at a time. `policy`, `rules` and `calibration` may be replaced while it runs."""
 
     def __init__(
         self,
@@ -94,6 +96,7 @@ class FraudFlow:
     ) -> None:
         self.policy = policy
         self.rules = rules
+        self.calibration = AS_SCORED
         self._recording = recording
         self._scorer = scorer
         self._watcher = watcher
@@ -120,17 +123,21 @@ class FraudFlow:
         if overrides is not None:
             overrides.put_into(rows)
         timings.end("assemble_row")
-        scores = calibrated(self._scorer.score(rows), policy.calibration)
-        broken = {} if fetched is None else self.rules.hits(events, fetched.customer)
+        scores = self._scorer.score(rows)
+        probability = calibrated(scores, self.calibration)
+        broken = self.rules.hits(events, _windows(events, fetched))
         timings.end("score")
-        flagged = _flagged(scores, broken, policy)
+        flagged = _flagged(probability, broken, policy)
         explained = {} if _REASONS in left_out else self._explain(rows, scores, flagged)
         timings.end("explain")
         lacking = [_FEAST] if self._source is not None and fetched is not None and overrides is None else []
-        decided = self._decide(events, rows, scores, _Why(flagged, explained, broken, lacking, unknown), policy)
+        decided = self._decide(
+            events, rows, scores, probability, _Why(flagged, explained, broken, lacking, unknown), policy
+        )
         decisions = self._record(events, fetched, decided)
         timings.end("decide")
-        self._watcher.saw(rows, scores)
+        if fetched is not None and not fetched.stored:
+            self._watcher.saw(rows, scores)
         return [errors[i] if i in errors else decisions[rows_of[items[i].transaction_id]] for i in range(len(items))]
 
     def warm_up(self, max_rows: int, observe: Callable[[int, int], None]) -> None:
@@ -190,13 +197,17 @@ class FraudFlow:
         self._explain_row.observe((time.monotonic_ns() - began_ns) // len(rows))
         return contributions
 
-    def _decide(self, events: Events, rows: Rows, scores: Scores, why: _Why, policy: Policy) -> list[Recorded]:
-        """Decisions of all rows."""
+    def _decide(
+        self, events: Events, rows: Rows, scores: Scores, corrected: Rows, why: _Why, policy: Policy
+    ) -> list[Recorded]:
+        """Decisions of all rows, by the `corrected` probabilities."""
         names, version = self._scorer.member_names, self._scorer.version
         flagged = set(why.flagged)
         decided: list[Recorded] = []
-        columns = zip(events.transaction_ids, scores.probability.tolist(), scores.members.tolist(), strict=True)
-        for i, (transaction_id, probability, members) in enumerate(columns):
+        columns = zip(
+            events.transaction_ids, corrected.tolist(), scores.members.tolist(), scores.log_odds.tolist(), strict=True
+        )
+        for i, (transaction_id, probability, members, log_odds) in enumerate(columns):
             kind = policy.decision(probability)
             found: list[Reason] = []
             unexplained, degraded, row = 0.0, why.lacking, None
@@ -214,7 +225,7 @@ class FraudFlow:
                 dict(zip(names, members, strict=True)), found, degraded, version, unexplained,
                 why.unknown.names(i) if why.unknown is not None else [],
             )  # fmt: skip
-            decided.append(Recorded(decision, row))
+            decided.append(Recorded(decision, log_odds, row))
         return decided
 
     def _record(self, events: Events, fetched: Fetched | None, decided: list[Recorded]) -> list[Decision]:
@@ -242,8 +253,13 @@ class _Why:
     unknown: ColdStart | None
 
 
-def _flagged(scores: Scores, broken: Mapping[int, Sequence[Reason]], policy: Policy) -> list[int]:
-    found = np.flatnonzero(scores.probability >= policy.review_at).tolist()
+def _windows(events: Events, fetched: Fetched | None) -> Windows:
+    """What rules look at: nothing is known while the store does not answer, but the amount is."""
+    return Windows.unknown(len(events.transaction_ids)) if fetched is None else fetched.customer
+
+
+def _flagged(probability: Rows, broken: Mapping[int, Sequence[Reason]], policy: Policy) -> list[int]:
+    found = np.flatnonzero(probability >= policy.review_at).tolist()
     return sorted({*found, *broken}) if broken else found
 
 

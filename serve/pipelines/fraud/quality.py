@@ -51,11 +51,9 @@ class Calibration:
 AS_SCORED = Calibration()
 
 
-def part_of(probability: float) -> int:
-    """The part a probability of fraud falls into."""
-    probability = min(max(probability, 1e-9), 1 - 1e-9)
-    part = (math.log(probability / (1 - probability)) - _LOWEST) / _WIDTH
-    return int(min(max(part, 0), NUM_PARTS - 1))
+def part_of(log_odds: float) -> int:
+    """The part that log-odds fall into."""
+    return int(min(max((log_odds - _LOWEST) / _WIDTH, 0), NUM_PARTS - 1))
 
 
 def quality(genuine: Counts, fraud: Counts, stopped: tuple[float, float]) -> Quality:

@@ -26,9 +26,12 @@ class StoreSink(Protocol):
 
 
 class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is kept of a decision. `row`: what was scored, float32 in bytes, where reasons are still to be found."""
+    """What is kept of a decision. `log_odds` are the ensemble's own, before labels corrected them; `row`: what was
+    scored, float32 in bytes, where reasons are still to be found.
+    """
 
     decision: Decision
+    log_odds: float
     row: bytes | None = None
 
 
@@ -53,7 +56,7 @@ class Recording:
         try:
             fetched = self._store.fetch(events)
         except StoreFailed as failure:
-            self._reading.failed(now_ns)
+            self._reading.failed(time.monotonic_ns())  # now: failing may have taken longer than the breaker is open
             self._count_failure(f"fetch_{failure.event}")
             return None
         self._recovered(self._reading)
@@ -79,7 +82,7 @@ class Recording:
         try:
             meanwhile = self._store.commit(events, to_record, fetched, now_ns + self._commit_limit_ns)
         except StoreFailed:
-            self._writing.failed(now_ns)
+            self._writing.failed(time.monotonic_ns())
             raise
         self._recovered(self._writing)
         return meanwhile

@@ -54,7 +54,7 @@ class Found(msgspec.Struct, frozen=True, gc=False):
 class LabelSink(Protocol):
     """Where labelled scores are counted."""
 
-    def count_label(self, part: int, *, is_fraud: bool, is_stopped: bool, by: int) -> None:
+    def count_label(self, version: str, part: int, *, is_fraud: bool, is_stopped: bool, by: int) -> None:
         """`by` is -1 where a label was taken back."""
         ...
 
@@ -94,7 +94,8 @@ class FraudRecords:
             self._count(results[name], is_fraud)
         status = {name: _status(results[name], is_fraud) for name, is_fraud in wanted.items()}
         counted = {kind: sum(one == kind for one in status.values()) for kind in ("recorded", "unchanged", "unknown")}
-        self._audit("labelled", context, counted | {"fraud": sum(wanted.values())})
+        noted = {name: is_fraud for name, is_fraud in wanted.items() if status[name] == "recorded"}
+        self._audit("labelled", context, counted | {"labels": noted})
         return [LabelResult(label.transaction_id, status[label.transaction_id]) for label in labels]
 
     def erase(self, customer_id: str, context: RequestContext) -> None:
@@ -112,11 +113,12 @@ class FraudRecords:
         entry = result.entry
         if entry is None or entry.label == int(is_fraud):
             return
-        decision = decode_recorded(entry.decision).decision
-        part, is_stopped = part_of(decision.fraud_probability), decision.decision != "approve"
-        self._sink.count_label(part, is_fraud=is_fraud, is_stopped=is_stopped, by=1)
+        recorded = decode_recorded(entry.decision)
+        version, part = recorded.decision.model_version, part_of(recorded.log_odds)
+        is_stopped = recorded.decision.decision != "approve"
+        self._sink.count_label(version, part, is_fraud=is_fraud, is_stopped=is_stopped, by=1)
         if entry.label != UNLABELLED:
-            self._sink.count_label(part, is_fraud=entry.label == FRAUD, is_stopped=is_stopped, by=-1)
+            self._sink.count_label(version, part, is_fraud=entry.label == FRAUD, is_stopped=is_stopped, by=-1)
 
     def _explained(self, recorded: Recorded) -> Decision:
         """The decision, with the reasons that had to be left out when it was made, if its model still serves."""

@@ -47,8 +47,6 @@ class Policy:
     """Where medium, high and critical begin."""
     group_averages: Rows
     """float32 [F]."""
-    calibration: Calibration = AS_SCORED
-    """What labels say the log-odds should be."""
 
     def decision(self, probability: float) -> DecisionKind:
         """What to do with the transaction."""
@@ -115,12 +113,11 @@ def average_rows(events: Events, policy: Policy) -> Rows:
     return rows
 
 
-def calibrated(scores: Scores, calibration: Calibration) -> Scores:
-    """The scores as labels say they should be; the members' stay what they are."""
+def calibrated(scores: Scores, calibration: Calibration) -> Rows:
+    """Probabilities as labels say they should be, float32 [n]."""
     if calibration == AS_SCORED:
-        return scores
-    log_odds = calibration(scores.log_odds)
-    return Scores((1 / (1 + np.exp(-log_odds))).astype(np.float32), log_odds, scores.members)
+        return scores.probability
+    return np.asarray(1 / (1 + np.exp(-calibration(scores.log_odds))), np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Looks at what was scored without keeping an answer waiting: drift against training, a second version in shadow.
 
 Rows of answered batches enter, as many as a round can take; counts and distances leave to the metrics. Its own thread
-runs a round a second; the pipeline's thread only leaves copies here.
+runs a round a second; the pipeline's thread only leaves its arrays here, which nobody changes any more.
 """
 
 from __future__ import annotations
@@ -29,16 +29,21 @@ class WatchSink(Protocol):
 
     def set_drift(self, feature_psi: Mapping[str, float], score: Mapping[str, float]) -> None: ...
 
-    def count_shadow(self, agreement: Mapping[tuple[str, str], int], absolute_difference: float) -> None: ...
+    def count_shadow(
+        self, versions: tuple[str, str], agreement: Mapping[tuple[str, str], int], absolute_difference: float
+    ) -> None:
+        """`versions`: of the one that serves and the one in shadow."""
+        ...
 
 
 class Watch:
     """Implements the flow's `Watcher`. `shadow` is scored on the same rows and answers nobody."""
 
     def __init__(
-        self, drift: Drift, shadow: Scorer | None, policy: Policy, sink: WatchSink, score_parts: Parts
+        self, version: str, drift: Drift, shadow: Scorer | None, policy: Policy, sink: WatchSink, score_parts: Parts
     ) -> None:
         self.policy = policy
+        self._version = version
         self._drift = drift
         self._shadow = shadow
         self._sink = sink
@@ -49,7 +54,7 @@ class Watch:
         self._seen, self._shadowed = (np.zeros(len(self._edges) + 1) for _ in range(2))
 
     def saw(self, rows: Rows, scores: Scores) -> None:
-        """Leaves a batch's rows and scores, which nobody changes any more, for the next round."""
+        """Leaves a batch's rows and scores for the next round."""
         if self._num_pending >= ROWS_PER_ROUND:
             return
         with self._lock:
@@ -70,9 +75,10 @@ class Watch:
             score = {"psi": distances.score_psi, "ks": distances.score_ks}
             self._sink.set_drift(distances.feature_psi, score)
         if self._shadow is not None:
-            self._compare(probability, self._shadow.score(rows).probability)
+            versions = (self._version, self._shadow.version)
+            self._compare(versions, probability, self._shadow.score(rows).probability)
 
-    def _compare(self, served: Rows, shadow: Rows) -> None:
+    def _compare(self, versions: tuple[str, str], served: Rows, shadow: Rows) -> None:
         policy = self.policy
         first, second = (_kinds(probability, policy) for probability in (served, shadow))
         pairs, counts = np.unique(first * len(_KINDS) + second, return_counts=True)
@@ -80,7 +86,7 @@ class Watch:
             (_KINDS[pair // len(_KINDS)], _KINDS[pair % len(_KINDS)]): count
             for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)
         }
-        self._sink.count_shadow(agreement, float(np.abs(served - shadow).sum(dtype=np.float64)))
+        self._sink.count_shadow(versions, agreement, float(np.abs(served - shadow).sum(dtype=np.float64)))
         self._seen += self._parts(served)
         self._shadowed += self._parts(shadow)
         distance = psi(self._shadowed / self._shadowed.sum(), self._seen / self._seen.sum())

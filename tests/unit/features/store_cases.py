@@ -92,8 +92,8 @@ def totals(store: EmbeddedStore, batch: Events) -> list[int]:
 def window_states(store: EmbeddedStore | RedisStore) -> dict[bytes, bytes]:
     """Every key's state as it is in the store."""
     if isinstance(store, RedisStore):
-        names = [name for kind in "ct" for name in store._client.scan_iter(f"{{headroom}}:{kind}:*")]
-        values = store._client.mget(names)
+        names = [name for kind in "ct" for name in store._client().scan_iter(f"{{headroom}}:{kind}:*")]
+        values = store._client().mget(names)
         return {n[11:12] + n[13:]: in_order(value[16:]) for n, value in zip(names, values, strict=True)}
     with store._opened().env.begin() as txn, txn.cursor() as cursor:
         cursor.set_range(records.WINDOWS_BEGIN)

@@ -193,10 +193,10 @@ def test_audit_is_told_of_the_search_and_of_the_compaction(path):
     clock[0] += 101
     store._retention.saw(NOW_S + 100 * DAY_S)
     store._housekeep()
-    assert told == [("expired", {"decisions": 1, "windows": 0})]
+    assert told == [("forgotten", {"expired_decisions": 1})]
     told.clear()
     clock[0] += 100 * DAY_S
     store._housekeep()
     store._housekeep()
-    assert told == [("expired", {"decisions": 0, "windows": 3})]
+    assert told == [("forgotten", {"idle_windows": 3})]
     store.close()

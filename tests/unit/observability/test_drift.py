@@ -81,4 +81,4 @@ def test_ks_is_between_nothing_and_all(p, q):
 def test_a_reference_that_cannot_be_compared_with_is_refused_by_its_file(tmp_path, parts):
     (tmp_path / "reference.json").write_text(json.dumps({"features": {"a": parts}, "score": parts}))
     with pytest.raises(NotReady, match=r"reference\.json"):
-        read_reference(tmp_path)
+        read_reference(tmp_path, ("a",))

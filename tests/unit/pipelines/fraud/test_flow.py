@@ -97,7 +97,7 @@ def test_what_members_cannot_explain_is_told_apart_from_reasons(bench):
 
 
 def test_labels_correct_the_probability_and_leave_the_members_scores(bench):
-    bench.flow.policy = replace(POLICY, calibration=Calibration(slope=1.0, shift=math.log(9)))
+    bench.flow.calibration = Calibration(slope=1.0, shift=math.log(9))
     [decision] = bench.run(transaction("t1", 50))
     assert decision.fraud_probability == pytest.approx(0.9)
     assert decision.scores == pytest.approx({"for": 0.5, "against": 0.5})
@@ -107,6 +107,13 @@ def test_a_watcher_sees_every_batch_that_was_scored(bench):
     bench.run(transaction("t1"), transaction("t2"))
     bench.run(transaction("t3"))
     assert bench.watcher.seen == [2, 1]
+
+
+def test_a_watcher_sees_no_stand_ins_for_what_a_model_is_used_on(bench):
+    bench.run(transaction("t1"))
+    bench.run(transaction("t1"))
+    bench.run(transaction("t2"), rung=2)
+    assert bench.watcher.seen == [1]
 
 
 # Rules
@@ -132,6 +139,12 @@ def test_rules_about_the_customer_look_at_the_windows_and_do_nothing_without_the
     assert bench.run(transaction("t2", 10))[0].decision == "approve"
     bench.store.fetch_failure = StoreFailed("late")
     assert bench.run(transaction("t3", 10))[0].decision == "approve"
+
+
+def test_rules_that_need_no_history_hold_while_there_is_none(bench):
+    bench.flow.rules = Rules(velocity=1, distance=1, speed=1, amount=20)
+    bench.store.fetch_failure = StoreFailed("late")
+    assert [one.decision for one in bench.run(transaction("a", 19), transaction("r", 20))] == ["approve", "review"]
 
 
 def seen_customer(*, count_1h, is_new, km, km_per_h):

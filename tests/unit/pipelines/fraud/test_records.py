@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from serve.budgets.deadline import Deadline
 from serve.context import RequestContext
 from serve.errors import DependencyFailed, NotFound
 from serve.features.store import StoreFailed
-from serve.pipelines.fraud.quality import part_of
+from serve.pipelines.fraud.quality import Calibration, part_of
 from serve.pipelines.fraud.records import FraudRecords, Label
 from tests.unit.pipelines.fraud.cases import FlowBench, transaction
 
@@ -31,7 +32,8 @@ class Desk:
             lambda event, _, details: self.audited.append((event, dict(details))),
         )
 
-    def count_label(self, part: int, *, is_fraud: bool, is_stopped: bool, by: int) -> None:
+    def count_label(self, version: str, part: int, *, is_fraud: bool, is_stopped: bool, by: int) -> None:
+        assert version == "model:7"
         self.labels[part, is_fraud, is_stopped] += by
 
     def label(self, **labels: bool) -> list[str]:
@@ -84,10 +86,17 @@ def test_a_label_is_recorded_once_may_be_changed_and_says_when_nothing_is_known(
 def test_labels_count_by_score_and_a_changed_one_is_taken_back(desk):
     desk.bench.run(transaction("t1", 95), transaction("t2", 10))
     desk.label(t1=True, t2=False)
-    high, low = part_of(0.95), part_of(0.10)
+    high, low = part_of(math.log(0.95 / 0.05)), part_of(math.log(0.10 / 0.90))
     assert +desk.labels == Counter({(high, True, True): 1, (low, False, False): 1})
     desk.label(t1=False)
     assert +desk.labels == Counter({(high, False, True): 1, (low, False, False): 1})
+
+
+def test_labels_measure_the_scores_as_they_were_before_labels_corrected_them(desk):
+    desk.bench.flow.calibration = Calibration(slope=1.0, shift=5.0)
+    desk.bench.run(transaction("t1", 50))
+    desk.label(t1=True)
+    assert +desk.labels == Counter({(part_of(0.0), True, True): 1})
 
 
 def test_the_last_label_of_one_request_stands_and_each_has_its_result(desk):
@@ -103,7 +112,7 @@ def test_labels_and_erasures_leave_a_line_without_names(desk):
     desk.records.erase("c1", CONTEXT)
     assert desk.bench.store.erased == ["c1"]
     [(_, labelled), (event, erased)] = desk.audited
-    assert labelled == {"recorded": 1, "unchanged": 0, "unknown": 0, "fraud": 1}
+    assert labelled == {"recorded": 1, "unchanged": 0, "unknown": 0, "labels": {"t1": True}}
     assert event == "erased"
     assert "c1" not in str(erased)
 
