@@ -128,7 +128,7 @@ class FraudFlow:
         broken = self.rules.hits(events, _windows(events, fetched))
         timings.end("score")
         flagged = _flagged(probability, broken, policy)
-        explained = {} if _REASONS in left_out else self._explain(rows, scores, flagged)
+        explained = {} if _REASONS in left_out else self._explain(rows, scores, flagged, unknown)
         timings.end("explain")
         lacking = [_FEAST] if self._source is not None and fetched is not None and overrides is None else []
         decided = self._decide(
@@ -183,13 +183,18 @@ class FraudFlow:
             event_s.append(seconds)
         return rows_of, transactions, event_s, errors
 
-    def _explain(self, rows: Rows, scores: Scores, flagged: Sequence[int]) -> dict[int, Explanation]:
+    def _explain(
+        self, rows: Rows, scores: Scores, flagged: Sequence[int], unknown: ColdStart | None
+    ) -> dict[int, Explanation]:
         """Of the flagged rows, as many as the stage's budget is predicted to hold."""
         if not flagged:
             return {}
         flagged = flagged[: max(1, self._explain_budget_ns // max(1, self._explain_row.ns))]
         contributions = self._contributions(rows[flagged])
-        return {i: explain(rows[i], contributions[k], float(scores.log_odds[i])) for k, i in enumerate(flagged)}
+        return {
+            i: explain(rows[i], contributions[k], float(scores.log_odds[i]), unknown.names(i) if unknown else ())
+            for k, i in enumerate(flagged)
+        }
 
     def _contributions(self, rows: Rows) -> Rows:
         began_ns = time.monotonic_ns()

@@ -127,7 +127,7 @@ class FraudRecords:
             return decision
         row = np.frombuffer(bytearray(recorded.row), np.float32)[None, :]
         scores, contributions = self._scorer.score(row), self._scorer.contributions(row)
-        found = explain(row[0], contributions[0], float(scores.log_odds[0]))
+        found = explain(row[0], contributions[0], float(scores.log_odds[0]), decision.cold_start)
         return msgspec.structs.replace(
             decision, reasons=[*decision.reasons, *found.reasons], unexplained=found.unexplained,
             degraded=[one for one in decision.degraded if one != _REASONS],

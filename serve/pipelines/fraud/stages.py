@@ -154,11 +154,18 @@ def cold_start(rows: Rows, customer: Windows, terminal: Windows, policy: Policy)
     return unknown
 
 
-def explain(row: Rows, contributions: Rows, log_odds: float) -> Explanation:
-    """In words, from contributions to the log-odds, float32 [F + 1], the expected value last."""
+def explain(row: Rows, contributions: Rows, log_odds: float, unknown: Sequence[Unknown] = ()) -> Explanation:
+    """In words, from contributions to the log-odds, float32 [F + 1], the expected value last. Of who is `unknown`, the
+    words say that it is no history of theirs.
+    """
     order = np.argsort(-contributions[: len(FEATURES)], kind="stable")[:_MAX_REASONS]
     found = [
-        Reason(FEATURES[i], _number(row[i]), float(contributions[i]), reason_text(FEATURES[i], float(row[i])))
+        Reason(
+            FEATURES[i],
+            _number(row[i]),
+            float(contributions[i]),
+            reason_text(FEATURES[i], float(row[i])) + _instead(FEATURES[i], unknown),
+        )
         for i in order.tolist()
         if contributions[i] > 0
     ]
@@ -200,6 +207,14 @@ def reason_text(feature: str, value: float) -> str:
     if np.isnan(value):
         return f"no transaction of the {owner} in the last {_LEVEL_WORDS[level]}"
     return f"{owner}'s average amount in the last {_LEVEL_WORDS[level]} is {value:.2f}"
+
+
+def _instead(feature: str, unknown: Sequence[Unknown]) -> str:
+    """What is added about a feature whose owner was never seen before."""
+    for owner, name in (("customer", "card"), ("terminal", "terminal")):
+        if owner in unknown and f"{owner}_" in feature and not feature.startswith("is_"):
+            return f" (the {name} is new: a group average)"
+    return ""
 
 
 def _risk_text(what: str, level: str, value: float) -> str:

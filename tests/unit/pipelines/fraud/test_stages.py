@@ -135,6 +135,20 @@ def test_reasons_are_the_features_that_raised_the_score_most_largest_first():
     assert [reason.contribution for reason in found] == sorted((r.contribution for r in found), reverse=True)
 
 
+def test_reasons_about_somebody_new_say_that_it_is_no_history_of_theirs():
+    contributions = np.zeros(len(FEATURES) + 1, np.float32)
+    names = ("customer_average_7d", "amount_over_terminal_average_30d", "amount", "is_new_terminal")
+    contributions[[FEATURES.index(name) for name in names]] = (4, 3, 2, 1)
+    row = np.ones(len(FEATURES), np.float32)
+    known, card_new, both_new = (
+        [reason.text for reason in explain(row, contributions, 0.0, unknown).reasons]
+        for unknown in ((), ("customer",), ("customer", "terminal"))
+    )
+    assert ["group average" in text for text in known] == [False] * 4
+    assert ["group average" in text for text in card_new] == [True, False, False, False]
+    assert ["group average" in text for text in both_new] == [True, True, False, False]
+
+
 def test_a_row_that_nothing_raised_has_no_reasons():
     contributions = np.zeros(len(FEATURES) + 1, np.float32)
     assert explain(np.ones(len(FEATURES), np.float32), contributions, 0.0).reasons == []
