@@ -103,7 +103,8 @@ def _draw_stages(axis: Axes, stages: dict[str, dict[str, float]], budgets: dict[
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.grid(visible=True, axis="x", which="major", color="#dddddd", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower right", fontsize=8)
+    axis.set_axisbelow(True)
+    axis.legend(frameon=False, loc="upper right", fontsize=8)
 
 
 def _label(axis: Axes, title: str, x_label: str) -> None:
@@ -111,6 +112,7 @@ def _label(axis: Axes, title: str, x_label: str) -> None:
     axis.set_xlabel(x_label)
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else ""))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", " ")))
     if axis.get_xscale() == "linear":
         axis.set_xlim(left=0)
