@@ -114,6 +114,7 @@ def _windows_equal_a_replay(folder: Path, answered: dict[str, dict[str, Any]]) -
                 names if kind == "m" else [f"nowhere-{name}" for name in names],
                 np.full(num, probe_s, np.int64),
                 np.zeros(num, np.int64),
+                np.full((num, 2), np.nan),
             )
             fetched = store.fetch(events)
             online = fetched.customer if kind == "c" else fetched.terminal
@@ -125,5 +126,6 @@ def _windows_equal_a_replay(folder: Path, answered: dict[str, dict[str, Any]]) -
             )
             expected = offline.customer if kind == "c" else offline.terminal
             np.testing.assert_array_equal(online.totals, expected.totals[-num:])
+            np.testing.assert_array_equal(online.profile, expected.profile[-num:])
     finally:
         store.close()
