@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,15 @@ from benchmarks.subject import free_ports
 
 PASSWORD = "opensesame"
 _START_S = 10
+
+
+def until(is_so: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
+    """Polls a real condition; fails with its name."""
+    give_up_s = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not is_so():
+        assert time.monotonic() < give_up_s, what
+        pause.wait(0.02)
 
 
 class RedisServer:

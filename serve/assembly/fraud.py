@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from serve.assembly.endpoints import HttpKey, Published, RouteMaker, Service, publish
 from serve.assembly.fraud_watch import FraudWatch
@@ -133,7 +134,7 @@ def fraud_pipeline(
     """Builds it; raises NotReady with the reason when its model cannot serve."""
     model = _ensemble(repository, published.model_version)
     scorer, policy = EnsembleScorer(model), read_policy(model.directory)
-    watch = _watch(repository, published, model, policy, metrics)
+    watch = _watch(repository, published, scorer, policy, model.directory, metrics)
     collector = Collector("fraud", max_items=published.max_queue_items)
     recorder = publish("fraud", Published(published.budget_ms, FRAUD_STAGES, published.stages), metrics)
     audit, blocking = AuditLog(audit_log_path(settings)), BlockingWork()
@@ -179,10 +180,14 @@ def _grpc_routes(maker: RouteMaker) -> dict[str, Route]:
 
 
 def _watch(
-    repository: Repository, published: FraudSettings, model: StackedModel, policy: Policy, metrics: Metrics
+    repository: Repository,
+    published: FraudSettings,
+    scorer: EnsembleScorer,
+    policy: Policy,
+    directory: Path,
+    metrics: Metrics,
 ) -> FraudWatch:
-    scorer, shadow = EnsembleScorer(model), _shadow(repository, published.shadow_version)
-    reference = read_reference(model.directory, FEATURES)
+    shadow, reference = _shadow(repository, published.shadow_version), read_reference(directory, FEATURES)
     drift = Drift(reference, FEATURES)
     watch = Watch(scorer.version, drift, shadow, policy, metrics.fraud(), reference.score)
     return FraudWatch(watch, scorer, shadow, metrics)

@@ -95,6 +95,7 @@ class RedisStore:
         self._wall_clock_s = wall_clock_s
         self._on_audit = on_audit
         self._client = Lazily(lambda: connect(address, (timeout_ms + _MAX_ROWS * _ROW_MS) / 1e3))
+        self._scripts: dict[str, Any] = {}
         self._bytes_used = 0
         self._is_closed = False
         self._has_said_so = False
@@ -126,7 +127,7 @@ class RedisStore:
 
     def label(self, labels: Mapping[str, bool]) -> list[Labelled]:
         """Notes labels, each in a transaction of its own. Raises StoreFailed when the first fails; after a later failure
-        the rest is given as not known, and can be given again.
+        the rest has failed too, and can be given again.
         """
         results: list[Labelled] = []
         for name, is_fraud in labels.items():
@@ -137,7 +138,7 @@ class RedisStore:
                     raise
                 log.warning("%d of %d labels were noted: %s", len(results), len(labels), failure)
                 break
-        return results + [Labelled(None)] * (len(labels) - len(results))
+        return results + [Labelled(None, has_failed=True)] * (len(labels) - len(results))
 
     def erase(self, customer_id: str) -> None:
         """Deletes everything about a customer. Raises StoreFailed."""
@@ -248,9 +249,7 @@ class RedisStore:
 
     def _look_after(self) -> None:
         """Once a second: how full it is, and whether what was erased should leave the disk."""
-        client = self._call(self._client)
-        where = {} if self.address.kind != "cluster" else {"target_nodes": client.get_node_from_key(_COUNTER)}
-        info = self._call(lambda: client.info("memory", **where))
+        info = self._call(lambda: self._client().info("memory", **self._owner()))
         self._bytes_used = int(info.get("used_memory", 0))
         since_ms = self._call(lambda: self._client().get(_ERASED))
         if since_ms is None or self._wall_clock_s() - int(since_ms) / 1e3 < self._compact_after_s:
@@ -262,8 +261,7 @@ class RedisStore:
         """Asks Redis for files without what was deleted, of the kinds it keeps; whether it did as asked."""
         import redis
 
-        client = self._client()
-        where = {} if self.address.kind != "cluster" else {"target_nodes": client.get_node_from_key(_COUNTER)}
+        client, where = self._client(), self._owner()
         try:
             if client.info("persistence", **where).get("aof_enabled"):
                 client.bgrewriteaof(**where)
@@ -276,9 +274,17 @@ class RedisStore:
             return False
         return True
 
+    def _owner(self) -> dict[str, Any]:
+        """Whom to ask about all that is stored: of a Cluster, the node that has the hash tag."""
+        if self.address.kind != "cluster":
+            return {}
+        return {"target_nodes": self._client().get_node_from_key(_COUNTER)}
+
     def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
         """Runs a script by its hash, and sends it where Redis has not seen it."""
-        return self._client().register_script(script)(keys, arguments)
+        if script not in self._scripts:
+            self._scripts[script] = self._client().register_script(script)
+        return self._scripts[script](keys, arguments)
 
     def _call(self, work: Callable[[], T]) -> T:
         """What Redis answers; raises StoreFailed saying how it did not."""

@@ -72,9 +72,12 @@ class LogEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """What a label met: the entry as it was before, or None where the transaction is not known."""
+    """What a label met: the entry as it was before, or None where the transaction is not known, or where the store failed
+    on the way to it.
+    """
 
     entry: LogEntry | None
+    has_failed: bool = False
 
 
 class FeatureStore(Protocol):

@@ -109,7 +109,9 @@ def _application(
             return await on_known_error(request, NotReady(reason))
         if error.status_code == 404:
             return _error_response(request, f"no route {request.url.path[:200]!r}; see /docs", 404)
-        return _error_response(request, f"{request.method} is not allowed here", error.status_code, error.headers)
+        allowed = (error.headers or {}).get("Allow", "another verb")
+        text = f"{request.method} is not allowed here; allowed: {allowed}"
+        return _error_response(request, text, error.status_code, error.headers)
 
     async def on_known_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HeadroomError)

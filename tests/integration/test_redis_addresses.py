@@ -5,9 +5,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import subprocess
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,19 +18,12 @@ from benchmarks.subject import free_ports
 from serve.features.redis import RedisStore
 from serve.features.redis_connection import parse_address
 from serve.features.store import StoreFailed
-from tests.redis_server import PASSWORD, RedisServer
+from tests.redis_server import PASSWORD, RedisServer, until
 from tests.unit.features.store_cases import events, score
 
 
 def opened(address: str) -> RedisStore:
     return RedisStore(parse_address(address), timeout_ms=2_000, max_age_s=1e6)
-
-
-def until(is_so: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
-    give_up_s = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < give_up_s, what
-        threading.Event().wait(0.05)
 
 
 def can_score(store: RedisStore, seed: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from serve.features.redis import RedisStore
 from serve.features.redis_connection import parse_address
 from serve.features.store import Events, StoreFailed
-from tests.redis_server import PASSWORD, RedisServer
+from tests.redis_server import PASSWORD, RedisServer, until
 from tests.unit.features.store_cases import (
     NEVER_NS,
     NOW_S,
@@ -79,13 +79,6 @@ def store(server: RedisServer) -> Iterator[RedisStore]:
     one = opened(server)
     yield one
     one.close()
-
-
-def until(is_so: Callable[[], bool], what: str) -> None:
-    give_up_s = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < give_up_s, what
-        threading.Event().wait(0.01)
 
 
 def test_two_stores_at_once_agree_on_every_decision_and_count_every_event_once(server, store):

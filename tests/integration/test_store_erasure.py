@@ -30,11 +30,6 @@ QUIET = {"housekeeping_s": 3600.0, "compact_after_s": 0.0}
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "features"
-
-
-@pytest.fixture
 def store(path: Path) -> Iterator[EmbeddedStore]:
     one = open_store(path, **QUIET)
     yield one

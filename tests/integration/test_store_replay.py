@@ -9,7 +9,6 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -34,18 +33,6 @@ from tests.unit.features.store_cases import (
 )
 
 NOBODY = 65534
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "features"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[EmbeddedStore]:
-    one = open_store(path)
-    yield one
-    one.close()
 
 
 def soon_ns(milliseconds: int = 20) -> int:

@@ -22,7 +22,7 @@ from serve.pipelines.fraud.recording import Recorded, decode_recorded
 from serve.pipelines.fraud.stages import explain
 
 MAX_LABELS = 1024
-LabelStatus = Literal["recorded", "unchanged", "unknown"]
+LabelStatus = Literal["recorded", "unchanged", "unknown", "failed"]
 _REASONS = "reasons"
 
 
@@ -34,7 +34,7 @@ class Label(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
 
 
 class LabelResult(msgspec.Struct, frozen=True, gc=False):
-    """What became of a label; unknown: no such decision, or no longer."""
+    """What became of a label; unknown: no such decision, or no longer; failed: to be given again."""
 
     transaction_id: str
     status: LabelStatus
@@ -135,6 +135,8 @@ class FraudRecords:
 
 
 def _status(result: Labelled, is_fraud: bool) -> LabelStatus:
+    if result.has_failed:
+        return "failed"
     if result.entry is None:
         return "unknown"
     return "unchanged" if result.entry.label == int(is_fraud) else "recorded"

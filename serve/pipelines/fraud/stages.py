@@ -212,7 +212,7 @@ def reason_text(feature: str, value: float) -> str:
 def _instead(feature: str, unknown: Sequence[Unknown]) -> str:
     """What is added about a feature whose owner was never seen before."""
     for owner, name in (("customer", "card"), ("terminal", "terminal")):
-        if owner in unknown and f"{owner}_" in feature and not feature.startswith("is_"):
+        if owner in unknown and f"{owner}_" in feature:
             return f" (the {name} is new: a group average)"
     return ""
 

@@ -10,7 +10,7 @@ import pytest
 from serve.budgets.deadline import Deadline
 from serve.context import RequestContext
 from serve.errors import DependencyFailed, NotFound
-from serve.features.store import StoreFailed
+from serve.features.store import Labelled, StoreFailed
 from serve.pipelines.fraud.quality import Calibration, part_of
 from serve.pipelines.fraud.records import FraudRecords, Label
 from tests.unit.pipelines.fraud.cases import FlowBench, transaction
@@ -90,6 +90,13 @@ def test_labels_count_by_score_and_a_changed_one_is_taken_back(desk):
     assert +desk.labels == Counter({(high, True, True): 1, (low, False, False): 1})
     desk.label(t1=False)
     assert +desk.labels == Counter({(high, False, True): 1, (low, False, False): 1})
+
+
+def test_labels_that_the_store_did_not_get_to_are_said_to_have_failed(desk, monkeypatch):
+    desk.bench.run(transaction("t1", 95))
+    monkeypatch.setattr(desk.bench.store, "label", lambda labels: [Labelled(None, has_failed=True)] * len(labels))
+    assert desk.label(t1=True) == ["failed"]
+    assert not +desk.labels
 
 
 def test_labels_measure_the_scores_as_they_were_before_labels_corrected_them(desk):
