@@ -21,17 +21,17 @@ DEV_STAMP := $(call stamp,dev)
 # Ray: workers at the shell's priority, no usage report, and the token that `serve deploy` needs as well.
 RAY_ENV := RAY_AUTH_MODE=token RAY_worker_niceness=0 RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 
-.PHONY: serve deploy test test-e2e check bench lock protos load-generator system-packages clean
+.PHONY: serve deploy test test-e2e check bench lock protos load-generator native clean
 .DEFAULT_GOAL := serve
 
-serve: $(SERVE_STAMP)
+serve: $(SERVE_STAMP) native
 	@echo "==> starting (the first start compiles the models' trees: about a minute)"
 	@exec env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/serve run $(CONFIG)
 
 deploy: $(SERVE_STAMP)
 	@env $(RAY_ENV) $(BIN)/serve deploy $(CONFIG)
 
-test: $(DEV_STAMP) system-packages load-generator
+test: $(DEV_STAMP) native load-generator
 	@echo "==> tests"
 	@env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
 
@@ -51,7 +51,7 @@ check: $(DEV_STAMP)
 	@echo "==> figures"
 	@$(BIN)/python -m benchmarks.readme_tables --check
 
-bench: $(DEV_STAMP) system-packages load-generator
+bench: $(DEV_STAMP) native load-generator
 	@env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks $(NAME)
 
 $(SERVE_STAMP): requirements/serve.txt | $(BIN)/python
@@ -73,9 +73,10 @@ $(BIN)/python:
 load-generator:
 	@$(MAKE) --no-print-directory -C benchmarks/load
 
-# What tests and benchmarks use beside Python. The server itself needs none of it.
-system-packages:
-	@sh requirements/debian.sh
+# The native gRPC transport; where it cannot be built, one line says why, and grpc.aio serves.
+native: | $(BIN)/python
+	@sh requirements/debian.sh $(if $(wildcard $(DEV_STAMP)),dev,serve)
+	@$(BIN)/python -m kernels.transport.build
 
 protos: $(DEV_STAMP)
 	@$(BIN)/python protos/generate.py

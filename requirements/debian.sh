@@ -1,14 +1,22 @@
 #!/bin/sh
-# Debian packages of the tests and benchmarks: the load generator's HTTP/2, wrk and h2load to compare it with, a browser, Redis.
+# Debian packages, by what needs them: `serve` (the native transport's headers) or `dev` (tests and benchmarks: the load
+# generator's HTTP/2, wrk and h2load to compare it with, a browser, Redis).
 missing=""
+have() { command -v "$1" >/dev/null; }
 [ -e /usr/include/nghttp2/nghttp2.h ] || missing="$missing libnghttp2-dev"
-command -v wrk >/dev/null || missing="$missing wrk"
-command -v h2load >/dev/null || missing="$missing nghttp2-client"
-command -v redis-server >/dev/null || missing="$missing redis-server"
-command -v chromium >/dev/null || missing="$missing chromium"
+[ -e /usr/include/openssl/ssl.h ] || missing="$missing libssl-dev"
+[ -e /usr/include/zlib.h ] || missing="$missing zlib1g-dev"
+have "${CXX:-g++}" || have clang++ || missing="$missing g++"
+if [ "$1" = dev ]; then
+  have wrk || missing="$missing wrk"
+  have h2load || missing="$missing nghttp2-client"
+  have redis-server || missing="$missing redis-server"
+  have chromium || missing="$missing chromium"
+  have openssl || missing="$missing openssl"
+fi
 [ -z "$missing" ] && exit 0
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+if [ "$(id -u)" = 0 ] && have apt-get; then
   echo "==> installing Debian packages:$missing"
   apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null && exit 0
 fi
-echo "==> not installed, so what needs them is skipped:$missing (apt-get install$missing)"
+echo "==> not installed, so what needs them is left out:$missing (apt-get install$missing)"

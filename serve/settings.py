@@ -32,6 +32,21 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
+class GrpcTls(_Part):
+    """TLS of the gRPC port, by files in PEM. Looked at once a second: new ones greet new connections."""
+
+    certificate: Annotated[str, Field(min_length=1)]
+    """The server's, then the chain."""
+    key: Annotated[str, Field(min_length=1)]
+    client_ca: str = ""
+    """Where it is given, clients must show a certificate that one of these has signed."""
+
+    @property
+    def files(self) -> tuple[str, str, str]:
+        """Certificate, key, client CA or nothing."""
+        return self.certificate, self.key, self.client_ca
+
+
 class Listen(_Part):
     """Where the server answers. Ports are Triton's."""
 
@@ -39,6 +54,11 @@ class Listen(_Part):
     http_port: Port = 8000
     grpc_port: Port = 8001
     metrics_port: Port = 8002
+    grpc_transport: Literal["auto", "native", "aio"] = "auto"
+    """`native`: the C++ transport; `aio`: grpc.aio; `auto`: native where it has been built."""
+    grpc_threads: Annotated[int, Field(ge=0, le=64)] = 0
+    """Threads of the native transport; 0: one for two cores, at most four."""
+    grpc_tls: GrpcTls | None = None
     insecure: bool = False
     """Allows binding beyond loopback although no keys are configured."""
 
@@ -63,6 +83,8 @@ class Limits(_Part):
 
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 31)] = 8 << 20
     max_header_bytes: Annotated[int, Field(ge=1024, le=1 << 20)] = 16 << 10
+    max_buffered_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 512 << 20
+    """Of gRPC messages that wait, all connections together; native transport only."""
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     max_concurrent_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     max_streams_per_connection: Annotated[int, Field(ge=1, le=100_000)] = 1024

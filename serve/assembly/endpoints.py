@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from serve.backends.base import ModelSpec
 from serve.batching.arrival import Codec, Entrance, Route
 from serve.batching.runner import Runner
-from serve.ingress.grpc import DirectMethod
+from serve.ingress.grpc_methods import DirectMethod
 from serve.ingress.http_app import Handler
 from serve.ingress.wire.infer_codecs import GrpcInferCodec, HttpInferCodec, InferEndpoint
 from serve.observability.metrics import Metrics, PipelineMetrics

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from serve.assembly.endpoints import Service
@@ -18,17 +18,19 @@ from serve.assembly.fraud import FraudPipeline, fraud_pipeline
 from serve.assembly.models import model_services
 from serve.assembly.view import OIP_SERVICE, View, direct_methods
 from serve.backends.loaders import model_loaders
-from serve.batching.arrival import Listener, Route
+from serve.batching.arrival import Listener
 from serve.errors import HeadroomError, NotReady
 from serve.ingress.admission import Admission
-from serve.ingress.grpc import GrpcListener, RouteOf
+from serve.ingress.grpc_health import Health, reflection_streams
+from serve.ingress.grpc_listener import GrpcListener, grpc_listener, is_native
+from serve.ingress.grpc_methods import GrpcMethods
 from serve.ingress.http import HttpListener
 from serve.ingress.http_app import main_app, metrics_app
 from serve.ingress.ledger import Ledger
 from serve.ingress.sockets import Endpoint, SocketLease, acquire
 from serve.ingress.wire.fraud_grpc import SERVICE as FRAUD_SERVICE
 from serve.ingress.wire.fraud_grpc import UNARY_METHODS as FRAUD_METHODS
-from serve.ingress.wire.infer_codecs import MODEL_INFER, model_of, unknown_model
+from serve.ingress.wire.infer_codecs import unknown_model
 from serve.observability.logs import AccessLog
 from serve.observability.metrics import Metrics
 from serve.repository.repository import Repository
@@ -55,6 +57,8 @@ class Replica:
         self._listeners: list[Listener] = []
         self._fraud: FraudPipeline | None = None
         self._is_serving = False
+        self._health: Health | None = None
+        self._grpc: GrpcListener | None = None
         self._lease: SocketLease
         self._metrics: Metrics
         self._access_log: AccessLog
@@ -92,12 +96,16 @@ class Replica:
         """Raises NotReady when only a new process can help; called about once a second."""
         if not self._lease.is_held:
             raise NotReady("the holder of the listening sockets has ended")
+        if self._grpc is not None:
+            self._grpc.check()
         if self._fraud is not None:
             self._fraud.check()
 
     def close(self) -> None:
         """Stops accepting, answers what was accepted, at most for `limits.drain_s`, and frees everything."""
         self._is_serving = False
+        if self._health is not None:
+            self._health.shut_down()
         deadline_ns = time.monotonic_ns() + int(self._settings.limits.drain_s * 1e9)
         with ThreadPoolExecutor(max(1, len(self._listeners))) as drains:
             list(drains.map(lambda listener: listener.drain(deadline_ns), self._listeners))
@@ -127,7 +135,8 @@ class Replica:
 
     def _listen(self, repository: Repository) -> None:
         settings, services = self._settings, self._services
-        view = View(services, repository, self._metrics, self._problems, lambda: self._is_serving)
+        transport = "native" if is_native(settings.listen) else "aio"
+        view = View(services, repository, self._metrics, self._problems, lambda: self._is_serving, transport)
         sockets = self._lease.sockets
         handlers = [handler for service in services.values() for handler in service.handlers]
         for name, app, routes in (
@@ -142,57 +151,45 @@ class Replica:
             admission = Admission(settings.listen.host)
             http = HttpListener(name, [sockets[name]], routes, app, settings.limits, admission, ledger)
             self._listeners.append(http)
-        self._listeners.append(self._grpc_listener(view, repository))
+        self._grpc = self._grpc_listener(view, repository)
+        self._listeners.append(self._grpc)
         for listener in self._listeners:
             listener.start()
 
     def _grpc_listener(self, view: View, repository: Repository) -> GrpcListener:
         settings, services = self._settings, self._services.values()
-        infer = {key: route for service in services for key, route in service.infer.items()}
-        unary: dict[str, RouteOf] = {MODEL_INFER: _infer_route(infer, repository)}
-        for service in services:
-            unary.update({path: _always(route) for path, route in service.grpc.items()})
-        if (problem := view.problem("fraud")) is not None:
-            unary.update(dict.fromkeys((f"/{FRAUD_SERVICE}/{method}" for method in FRAUD_METHODS), _never(problem)))
-        streams = {path: route for service in services for path, route in service.grpc_streams.items()}
-        direct = {**direct_methods(view), **{path: m for s in services for path, m in s.grpc_direct.items()}}
+        problem = view.problem("fraud")
         names = [OIP_SERVICE, *([FRAUD_SERVICE] if self._fraud is not None else [])]
-        return GrpcListener(
-            f"{settings.listen.host}:{settings.listen.grpc_port}", unary, streams, direct, names,
-            settings.limits, Ledger("grpc", self._metrics, self._access_log),
+        self._health = Health(names)
+
+        def no_model(name: str, version: str) -> HeadroomError:
+            try:
+                repository.model(name, version)  # says why, where it knows the model
+            except HeadroomError as error:
+                return error
+            return unknown_model(name, version)
+
+        methods = GrpcMethods(
+            batched={path: route for service in services for path, route in service.grpc.items()},
+            direct={**direct_methods(view), **self._health.methods(),
+                    **{path: method for service in services for path, method in service.grpc_direct.items()}},
+            streams={**self._health.streams(), **reflection_streams(names)},
+            scored={path: route for service in services for path, route in service.grpc_streams.items()},
+            closed={} if problem is None else {f"/{FRAUD_SERVICE}/{method}": problem for method in FRAUD_METHODS},
+            models={key: route for service in services for key, route in service.infer.items()},
+            no_model=no_model,
         )  # fmt: skip
+        ledger = Ledger("grpc", self._metrics, self._access_log)
+        return grpc_listener(settings.listen, self._lease.sockets["grpc"], methods, settings.limits, ledger)
 
 
 def _endpoints(settings: Settings) -> list[Endpoint]:
     listen = settings.listen
     return [
         Endpoint("http", listen.host, listen.http_port),
-        Endpoint("grpc", listen.host, listen.grpc_port, is_listening=False),
+        Endpoint("grpc", listen.host, listen.grpc_port, is_listening=is_native(listen)),
         Endpoint("metrics", listen.host, listen.metrics_port),
     ]
-
-
-def _always(route: Route) -> RouteOf:
-    return lambda _: route
-
-
-def _never(reason: str) -> RouteOf:
-    def route_of(_: bytes) -> Route:
-        raise NotReady(reason)
-
-    return route_of
-
-
-def _infer_route(routes: Mapping[tuple[str, str], Route], repository: Repository) -> RouteOf:
-    def route_of(payload: bytes) -> Route:
-        key = model_of(payload)
-        route = routes.get(key)
-        if route is None:
-            repository.model(*key)  # says why, where it knows the model
-            raise unknown_model(*key)
-        return route
-
-    return route_of
 
 
 def _settle_down() -> None:

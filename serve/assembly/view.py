@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 from serve.assembly.endpoints import Service
 from serve.context import RequestContext
 from serve.errors import InvalidInput, NotFound, NotReady
-from serve.ingress.grpc import DirectMethod
+from serve.ingress.grpc_methods import DirectMethod
 from serve.ingress.wire.infer_codecs import unknown_model
 from serve.ingress.wire.oip_models import model_config, model_metadata
 from serve.observability.budget_report import budget_report
@@ -35,12 +35,14 @@ class View:
         metrics: Metrics,
         problems: Mapping[str, str],
         is_serving: Callable[[], bool],
+        grpc_transport: str,
     ) -> None:
         self._services = services
         self._repository = repository
         self._metrics = metrics
         self._problems = problems
         self._is_serving = is_serving
+        self._extensions = (*EXTENSIONS, f"grpc_transport({grpc_transport})")
         self._hot_paths = {
             path.decode(): method.decode() for service in services.values() for method, path in service.http
         }
@@ -61,7 +63,7 @@ class View:
 
     def server_metadata(self) -> Any:
         """Name, version and the extensions that are really there."""
-        return pb.ServerMetadataResponse(name=SERVER_NAME, version=VERSION, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=VERSION, extensions=self._extensions)
 
     def model_metadata(self, name: str, version: str) -> Any:
         """Tensors and versions."""

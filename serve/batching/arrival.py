@@ -79,6 +79,12 @@ class Entrance(Protocol):
         """Takes in what fits and returns the rest, each with its named reason. Nothing runs before `dispatch`."""
         ...
 
+    def room(self, budget_ms: float) -> tuple[int, int]:
+        """For a listener that has a queue of its own: how many to push next, and how many may wait there at most, so
+        that the last of them is answered within `budget_ms`.
+        """
+        ...
+
     def dispatch(self, again: Callable[[], None] | None) -> bool:
         """Has what was pushed run: on this thread if that is short, or on a runner's. Whether to call again.
 

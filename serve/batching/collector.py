@@ -67,6 +67,14 @@ class Collector:
         ahead = self.num_items
         return waited_ns + (ahead + min(ahead, self._batch_items)) * self._ns_per_item
 
+    def bound(self, allowed_ms: float) -> int:
+        """How many more items may wait elsewhere, so that the last one is planned within its share of the time."""
+        if not self._ns_per_item:
+            return self.max_items
+        fitting = self.share * allowed_ms * 1e6 / self._ns_per_item
+        ahead = max(fitting / 2, fitting - self._batch_items)
+        return max(1, min(self.max_items, int(ahead) - self.num_items))
+
     def _too_late(self, planned_ns: float, allowed_ns: int) -> Overloaded:
         return Overloaded(
             f"an answer is predicted {planned_ns / 1e6:.1f} ms after arrival, too close to the {allowed_ns / 1e6:.1f} ms "

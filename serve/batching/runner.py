@@ -119,6 +119,11 @@ class Runner:
         """Takes in what fits and returns the rest, each with its named reason."""
         return self.collector.push(arrivals, now_ns)
 
+    def room(self, budget_ms: float) -> tuple[int, int]:
+        """A batch, unless one waits already; and what the collector would take in."""
+        largest = self.max_batch_items
+        return (largest if self.collector.num_items < largest else 0), self.collector.bound(budget_ms)
+
     def dispatch(self, again: Callable[[], None] | None) -> bool:
         """Runs one batch here and now if it is predicted to be short, or wakes a thread; whether to call again."""
         if again is not None and self._runs_here and self._turn.acquire(blocking=False):

@@ -1,12 +1,13 @@
 """The ledger: every answer of a listener passes through here once, on its way into metrics and the access log.
 
-Called per batch of answers, in the listener's thread.
+Called per batch of answers, from whichever thread has them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from threading import Lock
 
 import numpy as np
 from msgspec import Struct
@@ -16,6 +17,9 @@ from serve.context import RequestContext
 from serve.errors import HeadroomError, Overloaded
 from serve.observability.logs import AccessEntry, AccessLog
 from serve.observability.metrics import Metrics
+
+_DEADLINE_EXCEEDED = 4
+"""gRPC's."""
 
 
 class Settled(Struct, frozen=True, eq=False):
@@ -30,23 +34,26 @@ class Settled(Struct, frozen=True, eq=False):
 
 
 class Ledger:
-    """Of one protocol. Belongs to that listener's thread."""
+    """Of one protocol. Thread-safe."""
 
     def __init__(self, protocol: str, metrics: Metrics, access_log: AccessLog) -> None:
         self.protocol = protocol
         self.metrics = metrics
         self._access_log = access_log
+        self._lock = Lock()
         self._in_flight = metrics.in_flight(protocol)
 
     def opened(self, num_requests: int) -> None:
         """Requests that came in."""
-        self._in_flight[0] += num_requests
+        with self._lock:
+            self._in_flight[0] += num_requests
 
     def settle(self, settled: Sequence[Settled], now_ns: int) -> None:
         """Requests that were answered at `now_ns`."""
         if not settled:
             return
-        self._in_flight[0] -= len(settled)
+        with self._lock:
+            self._in_flight[0] -= len(settled)
         by_route: dict[int, tuple[Route, list[Settled]]] = {}
         for one in settled:
             route = one.arrival.route
@@ -81,10 +88,27 @@ class Ledger:
             context.tenant, None if one.error is None else one.error.kind,
         )  # fmt: skip
 
+    def count_unseen(self, route: Route | None, endpoint: str, status: int, n: int, refused_for: str = "") -> None:
+        """Requests that a transport ended before anybody saw them: counted, not logged."""
+        if n == 0:
+            return
+        name = endpoint if route is None else route.codec.endpoint
+        self.metrics.count_requests(self.protocol, name, str(status), n)
+        if refused_for == "concurrency":
+            self.metrics.count_rejections(self.protocol, refused_for, n)
+        if route is None:
+            return
+        if refused_for:
+            route.metrics.count_outcomes(met=0, missed=0, degraded=0, refused=n)
+            route.metrics.count_refusals(refused_for, n)
+        elif status == _DEADLINE_EXCEEDED:
+            route.metrics.count_outcomes(met=0, missed=n, degraded=0, refused=0)
+
     def record_other(self, context: RequestContext, endpoint: str, status: int, bytes_in: int, bytes_out: int,
                      now_ns: int, kind: str | None) -> None:  # fmt: skip
         """A request that no pipeline answered: health, metadata, pages, an unknown route."""
-        self._in_flight[0] -= 1
+        with self._lock:
+            self._in_flight[0] -= 1
         self.metrics.count_requests(self.protocol, endpoint, str(status))
         entry = AccessEntry(
             context.request_id, self.protocol, endpoint, str(status), now_ns - context.arrived_ns, 1, bytes_in,

@@ -188,7 +188,7 @@ def test_the_environment_is_read_by_the_settings_alone():
 
 
 def test_kernels_need_numpy_and_numba_alone():
-    known = sys.stdlib_module_names | {"kernels", "numpy", "numba", "llvmlite"}
+    known = sys.stdlib_module_names | {"kernels", "numpy", "numba", "llvmlite", "nanobind"}  # builds the transport
     kernels = [name for name in PRODUCT if name.startswith("kernels/")]
     assert violations(kernels, lambda name: imported(ast.walk(tree_of(name))) - known) == {}
 

@@ -1,7 +1,6 @@
-"""The gRPC listener on grpc.aio: one thread, methods as bytes in and bytes out, so that codecs parse whole batches.
+"""The gRPC listener on grpc.aio, where the native transport has not been built: the same methods, several times slower.
 
-It stands where the native transport goes, behind the same `Listener`. grpc.aio cannot adopt a listening socket: it
-binds beside the holder's reservation with SO_REUSEPORT.
+grpc.aio cannot adopt a listening socket: it binds beside the holder's reservation with SO_REUSEPORT.
 """
 
 from __future__ import annotations
@@ -10,60 +9,48 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc import aio
 
 from serve.batching.arrival import Answer, Arrival, Route
-from serve.budgets.deadline import limited, parse_timeout_ms, tightest
-from serve.context import RequestContext, RequestIds, is_request_id, is_traceparent
-from serve.errors import HeadroomError, Internal, InvalidInput, Overloaded
+from serve.budgets.deadline import limited, tightest
+from serve.context import RequestContext, RequestIds
+from serve.errors import HeadroomError, Internal, Overloaded
 from serve.ingress.gate import Gate
-from serve.ingress.grpc_stream import ScoreStream
+from serve.ingress.grpc_aio_stream import ScoreStream
+from serve.ingress.grpc_metadata import answer_trailing, call_context, error_trailing, timeout_ms
+from serve.ingress.grpc_methods import OTHER_BUDGET_MS, GrpcMethods, StreamMethod
 from serve.ingress.ledger import Ledger, Settled
 from serve.ingress.status import grpc_status
-from serve.settings import Limits
+from serve.settings import GrpcTls, Limits
 
 log = logging.getLogger(__name__)
 
-_OTHER_BUDGET_MS = 60_000.0
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
-DirectMethod = Callable[[bytes, RequestContext], bytes | Awaitable[bytes]]
-"""Answered in the listener's thread: health, metadata, configuration. Raises HeadroomError."""
-RouteOf = Callable[[bytes], Route]
-"""The route of a message: a method that serves many models looks into it. Raises NotFound or NotReady."""
-Trailing = tuple[tuple[str, str], ...]
 
-
-class GrpcListener:
-    """Implements `Listener`. `unary`, `streams` and `direct` are by full method path; they may grow while it serves."""
+class AioGrpcListener:
+    """Implements `Listener`."""
 
     def __init__(
-        self,
-        address: str,
-        unary: Mapping[str, RouteOf],
-        streams: Mapping[str, Route],
-        direct: Mapping[str, DirectMethod],
-        service_names: Sequence[str],
-        limits: Limits,
-        ledger: Ledger,
+        self, address: str, methods: GrpcMethods, limits: Limits, ledger: Ledger, *, tls: GrpcTls | None = None
     ) -> None:
         self.limits = limits
-        self.unary, self.streams, self.direct = unary, streams, direct
+        self.methods = methods
         self._address = address
-        self._service_names = service_names
         self._ledger = ledger
+        self._tls = tls
         self._ids = RequestIds()
         self._num_in_flight = 0
         self._loop: asyncio.AbstractEventLoop
         self._gate: Gate
         self._server: Any = None
-        self._health: Any = None
         self._thread = threading.Thread(target=self._serve, name="listener-grpc", daemon=True)
         self._has_started = threading.Event()
         self._failure: BaseException | None = None
@@ -84,6 +71,9 @@ class GrpcListener:
             asyncio.run_coroutine_threadsafe(self._stop(grace_s), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=5)
+
+    def check(self) -> None:
+        """Certificates are read anew by each connection."""
 
     def reply(self, answers: Sequence[Answer]) -> None:
         """One wake-up per batch."""
@@ -109,30 +99,23 @@ class GrpcListener:
             self._loop.close()
 
     async def _open(self) -> None:
-        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-        from grpc_reflection.v1alpha import reflection
-
         self._server = aio.server(options=_options(self.limits))
         self._server.add_generic_rpc_handlers((_Methods(self),))
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = [*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self._server)
-        for name in ("", *self._service_names):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._server.add_insecure_port(self._address)
+        if self._tls is None:
+            self._server.add_insecure_port(self._address)
+        else:
+            self._server.add_secure_port(self._address, _credentials(self._tls))
         await self._server.start()
 
     async def _stop(self, grace_s: float) -> None:
-        await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
 
     # Calls
 
-    async def answer_unary(self, route_of: RouteOf, payload: bytes, call: Any) -> bytes:
+    async def answer_unary(self, path: str, payload: bytes, call: Any) -> bytes:
         """A call of a pipeline or model: waits for its batch."""
         try:
-            route = route_of(payload)
+            route = self.methods.route(path, payload)
         except HeadroomError as error:
             await self._refuse(call, payload, error)
             raise AssertionError("abort raises") from None
@@ -143,28 +126,47 @@ class GrpcListener:
         except asyncio.CancelledError:
             arrival.context.cancelled = True
             raise
-        trailing = _trailing(answer)
+        trailing = answer_trailing(answer)
         if answer.encoded is None:
             assert answer.error is not None
-            trailing += _error_metadata(answer.error)
             await call.abort(_STATUS[grpc_status(answer.error)], answer.error.message, trailing)
             raise AssertionError("abort raises")
         call.set_trailing_metadata(trailing)
         return answer.encoded.body
 
-    async def answer_stream(self, route: Route, messages: AsyncIterator[bytes], call: Any) -> None:
+    async def answer_scored(self, route: Route, messages: AsyncIterator[bytes], call: Any) -> None:
         """A bidirectional stream: each message is an arrival of its own."""
         stream = ScoreStream(route, call, self.limits.max_streams_per_connection)
         await stream.run(messages, partial(self.admit, route))
 
+    async def answer_stream(self, path: str, messages: AsyncIterator[bytes], call: Any) -> None:
+        """A stream of its own kind."""
+        self._ledger.opened(1)
+        context, error = self._context(call, OTHER_BUDGET_MS)
+        method: StreamMethod = self.methods.streams[path]
+        if error is None:
+            try:
+                async for message in method(messages, context):
+                    await call.write(message)
+            except HeadroomError as known:
+                error = known
+            except asyncio.CancelledError:
+                label = path.rpartition("/")[2]
+                self._ledger.record_other(context, label, 1, 0, 0, time.monotonic_ns(), "cancelled")
+                raise
+            except Exception:
+                log.exception("stream failed", extra={"request_id": context.request_id})
+                error = Internal()
+        await self._end_direct(call, path.rpartition("/")[2], b"", b"", context, error)
+
     async def answer_direct(self, path: str, payload: bytes, call: Any) -> bytes:
         """A call that no pipeline answers."""
         self._ledger.opened(1)
-        context, error = self._context(call, _OTHER_BUDGET_MS)
+        context, error = self._context(call, OTHER_BUDGET_MS)
         body = b""
         if error is None:
             try:
-                answer = self.direct[path](payload, context)
+                answer = self.methods.direct[path](payload, context)
                 body = answer if isinstance(answer, bytes) else await answer
             except HeadroomError as known:
                 error = known
@@ -181,7 +183,7 @@ class GrpcListener:
     async def _refuse(self, call: Any, payload: bytes, error: HeadroomError) -> None:
         """A call that has no route."""
         self._ledger.opened(1)
-        context, _ = self._context(call, _OTHER_BUDGET_MS)
+        context, _ = self._context(call, OTHER_BUDGET_MS)
         await self._end_direct(call, "no_route", payload, b"", context, error)
 
     async def _end_direct(
@@ -192,7 +194,7 @@ class GrpcListener:
         self._ledger.record_other(context, label, code, len(payload), len(body), time.monotonic_ns(), kind)
         request_id = (("x-request-id", context.request_id),)
         if error is not None:
-            await call.abort(_STATUS[code], error.message, request_id + _error_metadata(error))
+            await call.abort(_STATUS[code], error.message, request_id + error_trailing(error))
         call.set_trailing_metadata(request_id)
 
     def admit(self, route: Route, payload: bytes, call: Any, token: Any) -> Arrival:
@@ -221,19 +223,9 @@ class GrpcListener:
         """The call's context, and what is wrong with its metadata, if anything is."""
         arrived_ns = time.monotonic_ns()
         metadata = dict(call.invocation_metadata() or ())
-        header = metadata.get("x-request-timeout-ms")
-        header_ms, error = None, None
-        try:
-            header_ms = None if header is None else parse_timeout_ms(header)
-        except HeadroomError as known:
-            error = known
+        header_ms, error = timeout_ms(metadata)
         deadline = tightest(arrived_ns, budget_ms, header_ms=header_ms, grpc_remaining_s=call.time_remaining())
-        given_id = metadata.get("x-request-id")
-        request_id = given_id if given_id is not None and is_request_id(given_id) else self._ids.make()
-        traceparent = metadata.get("traceparent")
-        if traceparent is not None and not is_traceparent(traceparent):
-            traceparent = None
-        return RequestContext(request_id, deadline, arrived_ns, traceparent), error
+        return call_context(metadata, self._ids, arrived_ns, deadline), error
 
     def _resolve(self, answers: Sequence[Answer]) -> None:
         """In the loop's thread: hands over what is still waited for. Deadline, departure and result meet here."""
@@ -260,19 +252,40 @@ class GrpcListener:
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Looks a method path up in the listener's tables."""
 
-    def __init__(self, listener: GrpcListener) -> None:
+    def __init__(self, listener: AioGrpcListener) -> None:
         self._listener = listener
+        self._batched = frozenset(listener.methods.batched_paths)
 
     def service(self, handler_call_details: Any) -> Any:
         path = handler_call_details.method
-        listener = self._listener
-        if (route_of := listener.unary.get(path)) is not None:
-            return grpc.unary_unary_rpc_method_handler(partial(listener.answer_unary, route_of))
-        if path in listener.direct:
+        listener, methods = self._listener, self._listener.methods
+        if path in self._batched:
+            return grpc.unary_unary_rpc_method_handler(partial(listener.answer_unary, path))
+        if path in methods.direct:
             return grpc.unary_unary_rpc_method_handler(partial(listener.answer_direct, path))
-        if (route := listener.streams.get(path)) is not None:
-            return grpc.stream_stream_rpc_method_handler(partial(listener.answer_stream, route))
+        if (route := methods.scored.get(path)) is not None:
+            return grpc.stream_stream_rpc_method_handler(partial(listener.answer_scored, route))
+        if path in methods.streams:
+            return grpc.stream_stream_rpc_method_handler(partial(listener.answer_stream, path))
         return None
+
+
+def _credentials(tls: GrpcTls) -> Any:
+    """Read anew for each connection: files that cannot be read leave the former ones in use."""
+
+    def read() -> Any:
+        try:
+            pair = (Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())
+            authority = Path(tls.client_ca).read_bytes() if tls.client_ca else None
+        except OSError:
+            log.exception("the certificate of the gRPC port cannot be read")
+            return None
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=authority)
+
+    first = read()
+    if first is None:
+        raise OSError(f"listen.grpc_tls: {tls.certificate} or {tls.key} cannot be read")
+    return grpc.dynamic_ssl_server_credentials(first, read, require_client_authentication=bool(tls.client_ca))
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:
@@ -287,21 +300,3 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_connection_age_grace_ms", int(limits.drain_s * 1000)),
         ("grpc.server_handshake_timeout_ms", int(limits.header_timeout_s * 1000)),
     ]
-
-
-def _trailing(answer: Answer) -> Trailing:
-    context = answer.arrival.context
-    trailing: Trailing = (
-        ("x-request-id", context.request_id),
-        ("server-timing", f"queue;dur={answer.queue_ns / 1e6:.3f}{answer.server_timing}"),
-    )
-    return trailing if context.traceparent is None else (*trailing, ("traceparent", context.traceparent))
-
-
-def _error_metadata(error: HeadroomError) -> Trailing:
-    trailing: Trailing = (("error-kind", error.kind),)
-    if isinstance(error, InvalidInput) and error.field is not None:
-        trailing += (("error-field", error.field),)
-    if isinstance(error, Overloaded):
-        trailing += (("error-reason", error.reason), ("retry-after-ms", str(error.retry_after_ms)))
-    return trailing

@@ -1,0 +1,127 @@
+// One gRPC call and what passes between the threads about it: events to Python, commands back.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace headroom {
+
+// gRPC's status codes, those the transport gives by itself.
+enum Code : int {
+  kOk = 0,
+  kCancelled = 1,
+  kDeadlineExceeded = 4,
+  kResourceExhausted = 8,
+  kUnimplemented = 12,
+  kInternal = 13,
+  kUnavailable = 14,
+};
+
+// Metadata; binary values are bytes here and base64 on the wire.
+struct Header {
+  std::string name;
+  std::string value;
+};
+using Metadata = std::vector<Header>;
+
+struct Status {
+  int code = kOk;
+  std::string message;
+  Metadata trailers;
+};
+
+// Bytes that were received and not yet handed to Python, of the whole server.
+class Memory {
+ public:
+  explicit Memory(size_t max_bytes) : max_bytes_(max_bytes) {}
+  bool has_room(size_t bytes) const { return held_.load(std::memory_order_relaxed) + bytes <= max_bytes_; }
+  void hold(size_t bytes) { held_.fetch_add(bytes, std::memory_order_relaxed); }
+  void release(size_t bytes) { held_.fetch_sub(bytes, std::memory_order_relaxed); }
+  size_t held() const { return held_.load(std::memory_order_relaxed); }
+
+ private:
+  const size_t max_bytes_;
+  std::atomic<size_t> held_{0};
+};
+
+// A message and its share of the server's memory.
+class Payload {
+ public:
+  Payload() = default;
+  Payload(std::string bytes, std::shared_ptr<Memory> memory) : bytes_(std::move(bytes)), memory_(std::move(memory)) {
+    memory_->hold(bytes_.size());
+  }
+  Payload(Payload&& other) noexcept : bytes_(std::move(other.bytes_)), memory_(std::exchange(other.memory_, nullptr)) {}
+  Payload& operator=(Payload&& other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    std::swap(memory_, other.memory_);
+    return *this;
+  }
+  ~Payload() {
+    if (memory_) memory_->release(bytes_.size());
+  }
+  const std::string& bytes() const { return bytes_; }
+
+ private:
+  std::string bytes_;
+  std::shared_ptr<Memory> memory_;
+};
+
+// Shared by the I/O thread that has the stream and by Python, which holds it until it has answered. All but the atomics
+// is written before the first event and never after.
+struct Call {
+  uint64_t id = 0;
+  uint64_t connection = 0;
+  int32_t stream = 0;
+  uint32_t io_thread = 0;
+  uint32_t route = 0;
+  bool is_unary = true;
+  bool has_metadata = false;  // anything beside what every client sends
+  int64_t arrived_ns = 0;
+  int64_t deadline_ns = 0;  // of the monotonic clock; 0 for a stream without one
+  Metadata metadata;
+  std::shared_ptr<const std::string> peer;
+
+  // Whoever sets it has the last word: Python's status, the deadline, or the client's departure.
+  std::atomic<bool> is_settled{false};
+  // Under the inbox's lock: whether it waits there; whether Python was given it.
+  bool is_queued = false;
+  bool was_taken = false;
+  // Bytes that Python has sent and the client has not taken yet.
+  std::atomic<int64_t> unsent_bytes{0};
+
+  bool settle() { return !is_settled.exchange(true, std::memory_order_acq_rel); }
+};
+using CallPtr = std::shared_ptr<Call>;
+
+struct Event {
+  enum class Kind : int {
+    request = 0,      // a unary call, complete
+    opened = 1,       // a stream: its metadata
+    message = 2,      // of a stream
+    half_closed = 3,  // the client sends no more messages
+    ended = 4,        // by the deadline or the client, after Python was given it
+    writable = 5,     // what was sent has left, after it had piled up
+  };
+  CallPtr call;
+  Kind kind = Kind::request;
+  int code = kOk;
+  Payload payload;
+};
+
+struct Command {
+  enum class Kind { finish, message, credit, limit };
+  CallPtr call;
+  Kind kind = Kind::finish;
+  bool has_body = false;
+  std::string body;
+  Status status;
+  Metadata initial_metadata;
+  int64_t value = 0;  // messages of credit; the new deadline
+};
+
+}  // namespace headroom

@@ -1,0 +1,160 @@
+#include "inbox.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+namespace headroom {
+namespace {
+
+// Calls that ended while they waited are swept out when there are this many more of them than of the others.
+constexpr size_t kSweepAbove = 64;
+
+}  // namespace
+
+Inbox::Inbox(size_t num_groups, size_t num_routes) : groups_(num_groups), group_of_route_(num_routes), tallies_(num_routes) {}
+
+void Inbox::set_group(size_t route, size_t group) {
+  std::lock_guard guard(lock_);
+  group_of_route_.at(route) = group;
+}
+
+void Inbox::set_bound(size_t group, size_t bound) {
+  std::lock_guard guard(lock_);
+  groups_.at(group).bound = bound;
+}
+
+void Inbox::set_room(size_t group, size_t room) {
+  std::lock_guard guard(lock_);
+  groups_.at(group).room = room;
+  if (is_waiting_ && is_ready()) arrived_.notify_one();
+}
+
+void Inbox::enqueue(Group& group, Event&& event) {
+  const int64_t deadline_ns = event.call->deadline_ns;
+  group.heap.push_back({deadline_ns, next_order_++, std::move(event)});
+  std::push_heap(group.heap.begin(), group.heap.end(), Later{});
+  group.num_live++;
+}
+
+void Inbox::end(const Ended& one) {
+  if (one.call->was_taken) {
+    others_.push_back({one.call, Event::Kind::ended, one.code, {}});
+    return;
+  }
+  const size_t route = one.call->route;
+  tallies_[route][static_cast<size_t>(one.code == kCancelled ? Unseen::cancelled : Unseen::expired)]++;
+  has_tallies_ = true;
+  Group& group = groups_[group_of_route_[route]];
+  if (!one.call->is_queued) return;
+  one.call->is_queued = false;
+  group.num_live--;
+  if (group.heap.size() > 2 * group.num_live + kSweepAbove) {
+    const auto is_over = [](const Queued& queued) { return !queued.event.call->is_queued; };
+    group.heap.erase(std::remove_if(group.heap.begin(), group.heap.end(), is_over), group.heap.end());
+    std::make_heap(group.heap.begin(), group.heap.end(), Later{});
+  }
+}
+
+std::vector<Event> Inbox::push(std::vector<Event>& events, std::vector<Ended>& ended) {
+  std::vector<Event> refused;
+  if (events.empty() && ended.empty()) return refused;
+  std::lock_guard guard(lock_);
+  for (Event& event : events) {
+    if (event.kind == Event::Kind::request && event.call->is_settled.load(std::memory_order_acquire)) continue;
+    Group& group = groups_[group_of_route_[event.call->route]];
+    if (event.kind == Event::Kind::request) {
+      if (group.num_live >= group.bound) {
+        tallies_[event.call->route][static_cast<size_t>(Unseen::queue_full)]++;
+        has_tallies_ = true;
+        refused.push_back(std::move(event));
+        continue;
+      }
+      event.call->is_queued = true;
+      enqueue(group, std::move(event));
+    } else {
+      event.call->was_taken = true;
+      others_.push_back(std::move(event));
+    }
+  }
+  for (const Ended& one : ended) end(one);
+  events.clear();
+  ended.clear();
+  if (is_ready()) {
+    has_something_.store(true, std::memory_order_release);
+    if (is_waiting_) arrived_.notify_one();
+  }
+  return refused;
+}
+
+void Inbox::count(size_t route, Unseen what) {
+  std::lock_guard guard(lock_);
+  tallies_[route][static_cast<size_t>(what)]++;
+  has_tallies_ = true;
+}
+
+bool Inbox::is_ready() const {
+  if (!others_.empty() || is_woken_) return true;
+  return std::any_of(groups_.begin(), groups_.end(), [](const Group& g) { return g.num_live > 0 && g.room > 0; });
+}
+
+bool Inbox::has_any() {
+  std::lock_guard guard(lock_);
+  return is_ready();
+}
+
+void Inbox::take(int64_t timeout_ns, int64_t spin_ns, std::vector<Event>& taken) {
+  using std::chrono::nanoseconds;
+  if (spin_ns > 0) {
+    const auto until = std::chrono::steady_clock::now() + nanoseconds(spin_ns);
+    while (!has_something_.load(std::memory_order_acquire) && std::chrono::steady_clock::now() < until) {
+    }
+  }
+  std::unique_lock guard(lock_);
+  if (!is_ready()) {
+    is_waiting_ = true;
+    arrived_.wait_for(guard, nanoseconds(timeout_ns), [this] { return is_ready(); });
+    is_waiting_ = false;
+  }
+  is_woken_ = false;
+  has_something_.store(false, std::memory_order_relaxed);
+  while (!others_.empty()) {
+    taken.push_back(std::move(others_.front()));
+    others_.pop_front();
+  }
+  for (Group& group : groups_) {
+    for (size_t n = 0; n < group.room && !group.heap.empty();) {
+      std::pop_heap(group.heap.begin(), group.heap.end(), Later{});
+      Event event = std::move(group.heap.back().event);
+      group.heap.pop_back();
+      if (!event.call->is_queued) continue;
+      event.call->is_queued = false;
+      group.num_live--;
+      if (event.call->is_settled.load(std::memory_order_acquire)) continue;  // its end is on the way
+      event.call->was_taken = true;
+      taken.push_back(std::move(event));
+      n++;
+    }
+  }
+}
+
+void Inbox::wake() {
+  std::lock_guard guard(lock_);
+  is_woken_ = true;
+  has_something_.store(true, std::memory_order_release);
+  arrived_.notify_one();
+}
+
+std::vector<Tally> Inbox::tallies() {
+  std::lock_guard guard(lock_);
+  if (!has_tallies_) return {};
+  has_tallies_ = false;
+  return std::exchange(tallies_, std::vector<Tally>(tallies_.size()));
+}
+
+size_t Inbox::waiting(size_t group) {
+  std::lock_guard guard(lock_);
+  return groups_.at(group).num_live;
+}
+
+}  // namespace headroom

@@ -1,0 +1,87 @@
+// Where calls wait for Python: a bounded queue per group, ordered by deadline. The I/O threads push, one thread takes.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "call.hpp"
+
+namespace headroom {
+
+// What became of calls that Python was never given.
+enum class Unseen : size_t { queue_full = 0, memory, concurrency, expired, cancelled, invalid, kinds };
+using Tally = std::array<uint64_t, static_cast<size_t>(Unseen::kinds)>;
+
+struct Ended {
+  CallPtr call;
+  int code;
+};
+
+class Inbox {
+ public:
+  Inbox(size_t num_groups, size_t num_routes);
+
+  // Which group a route's calls wait in. Before the first push, or for a route that has none yet.
+  void set_group(size_t route, size_t group);
+  // At most `bound` calls of the group wait.
+  void set_bound(size_t group, size_t bound);
+  // At most `room` calls of the group leave with one `take`.
+  void set_room(size_t group, size_t room);
+
+  // Takes in what one turn of an I/O thread has brought, and what ended in it; gives back what its queue has no room for.
+  std::vector<Event> push(std::vector<Event>& events, std::vector<Ended>& ended);
+  void count(size_t route, Unseen what);
+
+  // Everything there is room for, the most urgent first; waits until there is something, or `timeout_ns`.
+  void take(int64_t timeout_ns, int64_t spin_ns, std::vector<Event>& taken);
+  // Whether `take` would give something now.
+  bool has_any();
+  // Has `take` return.
+  void wake();
+
+  // The tallies since the last call, by route; empty where there is nothing to tell.
+  std::vector<Tally> tallies();
+  size_t waiting(size_t group);
+
+ private:
+  struct Queued {
+    int64_t deadline_ns;
+    uint64_t order;
+    Event event;
+  };
+  struct Later {
+    bool operator()(const Queued& a, const Queued& b) const {
+      return a.deadline_ns != b.deadline_ns ? a.deadline_ns > b.deadline_ns : a.order > b.order;
+    }
+  };
+  struct Group {
+    std::vector<Queued> heap;
+    size_t num_live = 0;
+    size_t bound = 1024;
+    size_t room = 1 << 20;
+  };
+
+  bool is_ready() const;
+  void enqueue(Group& group, Event&& event);
+  void end(const Ended& one);
+
+  std::mutex lock_;
+  std::condition_variable arrived_;
+  std::vector<Group> groups_;
+  std::vector<size_t> group_of_route_;
+  std::vector<Tally> tallies_;
+  std::deque<Event> others_;
+  uint64_t next_order_ = 0;
+  bool is_waiting_ = false;
+  bool is_woken_ = false;
+  bool has_tallies_ = false;
+  std::atomic<bool> has_something_{false};  // for who spins
+};
+
+}  // namespace headroom

@@ -1,0 +1,277 @@
+#include "io_thread.hpp"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <ctime>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+namespace headroom {
+namespace {
+
+constexpr uint64_t kListenerKey = 0, kWakerKey = 1, kFirstConnection = 2;
+constexpr int kMaxPolled = 256;
+constexpr int kMaxAccepted = 64;  // in one turn
+constexpr size_t kScratch = 256 << 10;
+constexpr int64_t kCheckEveryNs = 250'000'000;
+
+void watch(int poller, int operation, int fd, uint32_t events, uint64_t key) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = key;
+  if (epoll_ctl(poller, operation, fd, &event) != 0) throw std::system_error(errno, std::generic_category(), "epoll_ctl");
+}
+
+std::string text_of(const sockaddr_storage& address) {
+  char host[INET6_ADDRSTRLEN] = {};
+  if (address.ss_family == AF_INET) {
+    const auto& v4 = reinterpret_cast<const sockaddr_in&>(address);
+    inet_ntop(AF_INET, &v4.sin_addr, host, sizeof host);
+    return std::string(host) + ":" + std::to_string(ntohs(v4.sin_port));
+  }
+  if (address.ss_family == AF_INET6) {
+    const auto& v6 = reinterpret_cast<const sockaddr_in6&>(address);
+    inet_ntop(AF_INET6, &v6.sin6_addr, host, sizeof host);
+    return "[" + std::string(host) + "]:" + std::to_string(ntohs(v6.sin6_port));
+  }
+  return "unix";
+}
+
+}  // namespace
+
+int64_t monotonic_ns() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+}
+
+IoThread::IoThread(Shared& shared, uint32_t index, int listener)
+    : shared_(shared), index_(index), listener_(listener), now_ns_(monotonic_ns()), wheel_(now_ns_), scratch_(kScratch) {
+  poller_ = epoll_create1(EPOLL_CLOEXEC);
+  waker_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (poller_ < 0 || waker_ < 0) throw std::system_error(errno, std::generic_category(), "epoll or eventfd");
+  listen(true);
+  watch(poller_, EPOLL_CTL_ADD, waker_, EPOLLIN, kWakerKey);
+}
+
+IoThread::~IoThread() {
+  stop();
+  join();
+  connections_.clear();
+  ::close(poller_);
+  ::close(waker_);
+}
+
+void IoThread::start() { thread_ = std::thread([this] { run(); }); }
+
+void IoThread::join() {
+  if (thread_.joinable()) thread_.join();
+}
+
+void IoThread::post(std::vector<Command>&& commands) {
+  {
+    std::lock_guard guard(lock_);
+    if (posted_.empty()) posted_ = std::move(commands);
+    else posted_.insert(posted_.end(), std::make_move_iterator(commands.begin()), std::make_move_iterator(commands.end()));
+  }
+  has_posted_.store(true, std::memory_order_seq_cst);
+  if (is_asleep_.exchange(false, std::memory_order_seq_cst)) eventfd_write(waker_, 1);
+}
+
+void IoThread::drain() {
+  drain_asked_.store(true);
+  eventfd_write(waker_, 1);
+}
+
+void IoThread::stop() {
+  stop_asked_.store(true);
+  eventfd_write(waker_, 1);
+}
+
+bool IoThread::open_call() {
+  if (shared_.num_calls.fetch_add(1, std::memory_order_relaxed) < shared_.config.limits.max_calls) return true;
+  shared_.num_calls.fetch_sub(1, std::memory_order_relaxed);
+  return false;
+}
+
+void IoThread::run() {
+  while (!stop_asked_.load()) {
+    is_asleep_.store(true, std::memory_order_seq_cst);
+    const int timeout_ms = has_posted_.load(std::memory_order_seq_cst) ? 0 : sleep_ms();
+    turn(timeout_ms);
+  }
+  for (auto& [id, connection] : connections_) connection->write();
+  connections_.clear();
+  hand_over();
+}
+
+int IoThread::sleep_ms() {
+  constexpr int kCheckEveryMs = kCheckEveryNs / 1'000'000;
+  if (connections_.empty()) return 4 * kCheckEveryMs;
+  now_ns_ = monotonic_ns();
+  return wheel_.next_ms(now_ns_, kCheckEveryMs);
+}
+
+// Everything that has arrived is read before Python is told, so that it comes as one batch.
+void IoThread::turn(int timeout_ms) {
+  epoll_event polled[kMaxPolled];
+  const int n = epoll_wait(poller_, polled, kMaxPolled, timeout_ms);
+  is_asleep_.store(false, std::memory_order_seq_cst);
+  now_ns_ = monotonic_ns();
+  for (int i = 0; i < n; i++) {
+    const uint64_t key = polled[i].data.u64;
+    if (key == kListenerKey) {
+      accept_all();
+    } else if (key == kWakerKey) {
+      eventfd_t count = 0;
+      eventfd_read(waker_, &count);
+    } else if (const auto found = connections_.find(key); found != connections_.end()) {
+      Connection& connection = *found->second;
+      const bool is_readable = (polled[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0;
+      if (is_readable && !connection.read(scratch_.data(), scratch_.size())) {
+        close(key);
+        continue;
+      }
+      if ((polled[i].events & EPOLLOUT) != 0) connection.is_dirty = true;
+      if (connection.is_dirty) mark(connection);
+    }
+  }
+  run_commands();
+  wheel_.advance(now_ns_, [this](void* owner) {
+    Stream& stream = *static_cast<Stream*>(owner);
+    const uint64_t id = stream.call->connection;
+    stream.session.expire(stream);
+    if (const auto found = connections_.find(id); found != connections_.end()) mark(*found->second);
+  });
+  if (drain_asked_.exchange(false)) begin_drain();
+  if (now_ns_ - checked_ns_ > kCheckEveryNs) check_all();
+  hand_over();
+  flush();
+}
+
+// Without descriptors to accept with, the listener would have the poller spin: it rests until the next check.
+void IoThread::listen(bool is_on) {
+  if (is_on == is_listening_) return;
+  is_listening_ = is_on;
+  if (is_on) watch(poller_, EPOLL_CTL_ADD, listener_, EPOLLIN | EPOLLEXCLUSIVE, kListenerKey);
+  else epoll_ctl(poller_, EPOLL_CTL_DEL, listener_, nullptr);
+}
+
+void IoThread::accept_all() {
+  for (int i = 0; i < kMaxAccepted; i++) {
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    const int fd = accept4(listener_, reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) {
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) listen(false);
+      return;
+    }
+    if (shared_.num_connections.load() >= shared_.config.limits.max_connections) {
+      shared_.num_refused_connections.fetch_add(1);
+      ::close(fd);
+      continue;
+    }
+    adopt(fd, text_of(address));
+  }
+}
+
+void IoThread::adopt(int fd, std::string peer) {
+  const int on = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  const uint64_t id = shared_.next_id.fetch_add(1) + kFirstConnection;
+  TlsContext tls;
+  {
+    std::lock_guard guard(shared_.tls_lock);
+    tls = shared_.tls;
+  }
+  auto connection = std::make_unique<Connection>(fd, id, *this, shared_.config, tls, std::move(peer));
+  watch(poller_, EPOLL_CTL_ADD, fd, EPOLLIN, id);
+  shared_.num_connections.fetch_add(1);
+  shared_.num_accepted.fetch_add(1);
+  mark(*connection);
+  connections_.emplace(id, std::move(connection));
+}
+
+void IoThread::run_commands() {
+  if (!has_posted_.exchange(false, std::memory_order_seq_cst)) return;
+  std::vector<Command> commands;
+  {
+    std::lock_guard guard(lock_);
+    commands.swap(posted_);
+  }
+  for (Command& command : commands) {
+    const auto found = connections_.find(command.call->connection);
+    if (found == connections_.end()) continue;
+    found->second->session().apply(command);
+    mark(*found->second);
+  }
+}
+
+void IoThread::hand_over() {
+  if (events_.empty() && ended_.empty()) return;
+  for (const Event& refused : shared_.inbox.push(events_, ended_)) {
+    const auto found = connections_.find(refused.call->connection);
+    if (found == connections_.end()) continue;
+    found->second->session().refuse(refused.call, shared_.config.routes[refused.call->route].queue_full);
+    mark(*found->second);
+  }
+}
+
+void IoThread::mark(Connection& connection) {
+  connection.is_dirty = true;
+  dirty_.push_back(connection.id());
+}
+
+void IoThread::flush() {
+  for (size_t i = 0; i < dirty_.size(); i++) {
+    const auto found = connections_.find(dirty_[i]);
+    if (found != connections_.end() && found->second->is_dirty) flush(*found->second);
+  }
+  dirty_.clear();
+  if (!events_.empty() || !ended_.empty()) hand_over();  // what writing has set free, or closed
+  if (!dirty_.empty()) flush();
+}
+
+void IoThread::flush(Connection& connection) {
+  connection.is_dirty = false;
+  if (!connection.write()) return close(connection.id());
+  if (connection.wants_to_write() == connection.is_polled_to_write) return;
+  connection.is_polled_to_write = connection.wants_to_write();
+  watch(poller_, EPOLL_CTL_MOD, connection.fd(), EPOLLIN | (connection.is_polled_to_write ? EPOLLOUT : 0U), connection.id());
+}
+
+void IoThread::check_all() {
+  checked_ns_ = now_ns_;
+  if (!is_draining_) listen(true);
+  std::vector<uint64_t> over;
+  for (auto& [id, connection] : connections_) {
+    if (is_draining_) connection->drain();
+    if (!connection->check()) over.push_back(id);
+    else if (connection->is_dirty) dirty_.push_back(id);
+  }
+  for (const uint64_t id : over) close(id);
+}
+
+void IoThread::begin_drain() {
+  listen(false);
+  is_draining_ = true;
+  for (auto& [id, connection] : connections_) {
+    connection->drain();
+    mark(*connection);
+  }
+  checked_ns_ = now_ns_;
+}
+
+void IoThread::close(uint64_t id) {
+  if (connections_.erase(id) > 0) shared_.num_connections.fetch_sub(1);
+}
+
+}  // namespace headroom

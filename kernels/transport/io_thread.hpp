@@ -1,0 +1,105 @@
+// One thread that owns sockets: accepts, reads, writes, keeps deadlines. Never touches Python.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "config.hpp"
+#include "connection.hpp"
+#include "inbox.hpp"
+#include "session.hpp"
+
+namespace headroom {
+
+// What all I/O threads of a server share.
+struct Shared {
+  Shared(Config c, size_t num_groups)
+      : config(std::move(c)), inbox(num_groups, config.routes.size()), memory(std::make_shared<Memory>(config.limits.max_buffered_bytes)) {}
+
+  const Config config;
+  Inbox inbox;
+  const std::shared_ptr<Memory> memory;
+  std::atomic<size_t> num_connections{0};
+  std::atomic<size_t> num_calls{0};
+  std::atomic<uint64_t> num_accepted{0};
+  std::atomic<uint64_t> num_refused_connections{0};
+  std::atomic<uint64_t> next_id{1};
+  std::mutex tls_lock;
+  TlsContext tls;
+};
+
+class IoThread final : public Host {
+ public:
+  // `listener` stays the caller's.
+  IoThread(Shared& shared, uint32_t index, int listener);
+  ~IoThread() override;
+
+  void start();
+  // From any thread: commands for this thread's connections.
+  void post(std::vector<Command>&& commands);
+  // From any thread: accept no more, and let connections go.
+  void drain();
+  void stop();
+  void join();
+
+  int64_t now_ns() const override { return now_ns_; }
+  TimingWheel& wheel() override { return wheel_; }
+  const std::shared_ptr<Memory>& memory() override { return shared_.memory; }
+  uint64_t next_call_id() override { return shared_.next_id.fetch_add(1, std::memory_order_relaxed); }
+  uint32_t index() const override { return index_; }
+  bool open_call() override;
+  void close_call() override { shared_.num_calls.fetch_sub(1, std::memory_order_relaxed); }
+  void deliver(Event&& event) override { events_.push_back(std::move(event)); }
+  void ended(const CallPtr& call, int code) override { ended_.push_back({call, code}); }
+  void count(uint32_t route, Unseen what) override { shared_.inbox.count(route, what); }
+
+ private:
+  void run();
+  void turn(int timeout_ms);
+  void listen(bool is_on);
+  void accept_all();
+  void adopt(int fd, std::string peer);
+  void run_commands();
+  void hand_over();
+  void flush();
+  void flush(Connection& connection);
+  void mark(Connection& connection);
+  void check_all();
+  void begin_drain();
+  void close(uint64_t id);
+  int sleep_ms();
+
+  Shared& shared_;
+  const uint32_t index_;
+  const int listener_;
+  int poller_ = -1;
+  int waker_ = -1;
+  std::thread thread_;
+  int64_t now_ns_ = 0;
+  int64_t checked_ns_ = 0;
+  TimingWheel wheel_;
+  std::unordered_map<uint64_t, std::unique_ptr<Connection>> connections_;
+  std::vector<uint64_t> dirty_;
+  std::vector<Event> events_;
+  std::vector<Ended> ended_;
+  std::vector<uint8_t> scratch_;
+  bool is_listening_ = false;
+  bool is_draining_ = false;
+
+  std::mutex lock_;  // of what other threads post
+  std::vector<Command> posted_;
+  std::atomic<bool> has_posted_{false};
+  std::atomic<bool> is_asleep_{false};
+  std::atomic<bool> drain_asked_{false};
+  std::atomic<bool> stop_asked_{false};
+};
+
+// The monotonic clock, as Python's time.monotonic_ns reads it.
+int64_t monotonic_ns();
+
+}  // namespace headroom

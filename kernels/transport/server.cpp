@@ -1,0 +1,56 @@
+#include "server.hpp"
+
+#include <chrono>
+#include <thread>
+#include <utility>
+
+namespace headroom {
+
+Server::Server(Config config, size_t num_groups, int listener, uint32_t num_threads, const TlsFiles* tls)
+    : shared_(std::move(config), num_groups) {
+  if (tls != nullptr) shared_.tls = make_tls_context(*tls);
+  for (uint32_t i = 0; i < num_threads; i++) threads_.push_back(std::make_unique<IoThread>(shared_, i, listener));
+}
+
+Server::~Server() { stop(); }
+
+void Server::start() {
+  for (auto& thread : threads_) thread->start();
+}
+
+void Server::post(std::vector<Command>&& commands) {
+  if (commands.empty()) return;
+  if (threads_.size() == 1) return threads_[0]->post(std::move(commands));
+  std::vector<std::vector<Command>> by_thread(threads_.size());
+  for (Command& command : commands) by_thread[command.call->io_thread].push_back(std::move(command));
+  for (size_t i = 0; i < by_thread.size(); i++) {
+    if (!by_thread[i].empty()) threads_[i]->post(std::move(by_thread[i]));
+  }
+}
+
+void Server::load_tls(const TlsFiles& files) {
+  TlsContext context = make_tls_context(files);
+  std::lock_guard guard(shared_.tls_lock);
+  shared_.tls = std::move(context);
+}
+
+bool Server::drain(int64_t deadline_ns) {
+  for (auto& thread : threads_) thread->drain();
+  while (shared_.num_connections.load() > 0) {
+    if (monotonic_ns() >= deadline_ns) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  return true;
+}
+
+void Server::stop() {
+  for (auto& thread : threads_) thread->stop();
+  for (auto& thread : threads_) thread->join();
+}
+
+Statistics Server::statistics() const {
+  return {shared_.num_connections.load(), shared_.num_calls.load(), shared_.memory->held(), shared_.num_accepted.load(),
+          shared_.num_refused_connections.load()};
+}
+
+}  // namespace headroom

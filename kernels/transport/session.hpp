@@ -1,0 +1,161 @@
+// HTTP/2 and gRPC on one connection, without its socket: bytes in, bytes out, events to the host, commands from Python.
+// Belongs to one I/O thread.
+#pragma once
+
+#include <nghttp2/nghttp2.h>
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "call.hpp"
+#include "compression.hpp"
+#include "config.hpp"
+#include "inbox.hpp"
+#include "messages.hpp"
+#include "wheel.hpp"
+
+namespace headroom {
+
+// Python holds back, once this much of one stream's answers waits for the client, until this little does.
+constexpr int64_t kUnsentHigh = 256 << 10;
+constexpr int64_t kUnsentLow = 64 << 10;
+
+class Session;
+
+// The I/O thread, as a session sees it.
+class Host {
+ public:
+  virtual ~Host() = default;
+  virtual int64_t now_ns() const = 0;
+  virtual TimingWheel& wheel() = 0;
+  virtual const std::shared_ptr<Memory>& memory() = 0;
+  virtual uint64_t next_call_id() = 0;
+  virtual uint32_t index() const = 0;
+  // Room for one more open call, of the whole server.
+  virtual bool open_call() = 0;
+  virtual void close_call() = 0;
+  virtual void deliver(Event&& event) = 0;
+  virtual void ended(const CallPtr& call, int code) = 0;
+  virtual void count(uint32_t route, Unseen what) = 0;
+};
+
+// A bucket of tokens that fills by itself: what a peer may ask of us that costs it nothing.
+class Allowance {
+ public:
+  Allowance(double burst, double per_s) : burst_(burst), per_s_(per_s), tokens_(burst) {}
+  bool spend(int64_t now_ns);
+  void earn(double tokens);
+
+ private:
+  double burst_, per_s_, tokens_;
+  int64_t filled_ns_ = 0;
+};
+
+struct Stream {
+  Stream(Session& owner, int32_t stream_id, size_t max_message_bytes) : session(owner), id(stream_id), reader(max_message_bytes) {}
+
+  Session& session;
+  const int32_t id;
+  CallPtr call;  // from the end of its headers on, unless they were wrong
+  Timer timer;
+  const Method* method = nullptr;
+
+  // headers
+  std::string path;
+  std::string verb;
+  std::string content_type;
+  std::string timeout;
+  std::string timeout_ms;
+  std::string encoding;
+  std::string accept_encoding;
+  Metadata metadata;
+  size_t header_bytes = 0;
+  bool has_wrong_header = false;
+  bool has_metadata = false;
+
+  // what comes
+  MessageReader reader;
+  Encoding request_encoding = Encoding::identity;
+  Encoding answer_encoding = Encoding::identity;
+  Payload request;  // of a unary call, until the client has closed its side
+  bool has_request = false;
+  bool is_half_closed = false;
+  bool is_half_close_told = false;
+  std::deque<Payload> pending;  // messages for which there is no credit yet
+  int64_t credit = 0;
+  size_t unconsumed_bytes = 0;
+
+  // what goes
+  std::string out;
+  size_t out_at = 0;
+  int64_t moved_ns = 0;  // when the client last took something, or had nothing to take
+  bool has_sent_headers = false;
+  bool is_finishing = false;
+  Status status;
+};
+
+class Session {
+ public:
+  Session(Host& host, const Config& config, uint64_t connection, std::shared_ptr<const std::string> peer);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  // False: the connection is of no use any more, but for what `pull` still gives.
+  bool feed(const uint8_t* bytes, size_t size);
+  // Appends frames to `out` until it holds `enough` bytes or there are none; false as for `feed`.
+  bool pull(std::string& out, size_t enough);
+  bool is_over() const;
+
+  void apply(Command& command);
+  void refuse(const CallPtr& call, const Status& status);
+  void expire(Stream& stream);
+
+  // Resets streams whose answers the client has not taken since `since_ns`; whether there were any.
+  bool reset_stalled(int64_t since_ns);
+  void ping();
+  void announce_drain();
+  void finish_drain();
+  size_t num_streams() const { return streams_.size(); }
+
+ private:
+  friend struct Callbacks;
+
+  Stream* stream_of(const CallPtr& call);
+  int on_header(Stream& stream, std::string_view name, std::string_view value);
+  void on_headers(Stream& stream, bool is_end);
+  int on_data(Stream& stream, std::string_view bytes);
+  void on_message(Stream& stream);
+  void on_half_close(Stream& stream);
+  void on_close(Stream& stream);
+  int on_control_frame(const nghttp2_frame& frame);
+
+  bool open(Stream& stream);
+  void route_by_model(Stream& stream);
+  void hand_over(Stream& stream);
+  void consume(Stream& stream);
+  void answer_http(Stream& stream, const char* status);
+  void fail(Stream& stream, int code, std::string message, Unseen what = Unseen::invalid);
+  void send_message(Stream& stream, std::string_view body);
+  void send_headers(Stream& stream, const Metadata& metadata);
+  void finish(Stream& stream, Status&& status);
+  void resume(Stream& stream);
+  void submit_trailers(Stream& stream);
+
+  Host& host_;
+  const Config& config_;
+  const uint64_t connection_;
+  const std::shared_ptr<const std::string> peer_;
+  nghttp2_session* session_ = nullptr;
+  std::unordered_map<int32_t, std::unique_ptr<Stream>> streams_;
+  std::string* pulled_ = nullptr;
+  Allowance control_frames_;
+  Allowance resets_;
+  bool is_abused_ = false;
+};
+
+}  // namespace headroom

@@ -1,0 +1,358 @@
+"""The gRPC listener on the native transport: C++ threads own sockets, HTTP/2 and deadlines; one Python thread takes all
+that has arrived, and runs short batches itself.
+
+Hot: what is here is paid per request (see benchmarks/transport.py). Calls that expire, are cancelled or find their queue
+full before they are taken cost Python nothing but a count.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from serve.batching.arrival import Answer, Arrival, Route
+from serve.budgets.deadline import Deadline, limited
+from serve.budgets.wheel import TimingWheel
+from serve.context import RequestContext, RequestIds
+from serve.errors import Cancelled, DeadlineExceeded, HeadroomError
+from serve.ingress.gate import late_answers
+from serve.ingress.grpc_metadata import Trailing, answer_trailing, call_context, timeout_ms
+from serve.ingress.grpc_methods import GrpcMethods
+from serve.ingress.grpc_native_other import HALF_CLOSED, MESSAGE, WRITABLE, OtherCalls
+from serve.ingress.grpc_native_stream import ScoredStream
+from serve.ingress.grpc_native_table import MethodTable
+from serve.ingress.ledger import Ledger, Settled
+from serve.ingress.status import grpc_status
+from serve.settings import GrpcTls, Limits
+
+log = logging.getLogger(__name__)
+
+_OPENED, _ENDED, _CANCELLED = 1, 4, 1
+_QUIET_S = 0.25
+_TICK_S = 0.001
+_BUSY_S = 0.002
+"""How soon a queue is looked at again whose batches run on another thread."""
+_NEVER_NS = 1 << 62
+_TALLY_EVERY_NS = 100_000_000
+
+NativeCall = Any
+NativeAnswer = tuple[NativeCall, int, bytes | None, str, Trailing]
+NativeRequest = tuple[NativeCall, bytes, int, int, int, bool]
+
+
+class NativeGrpcListener:
+    """Implements `Listener`. `listening` stays the caller's, and must outlive this."""
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        methods: GrpcMethods,
+        limits: Limits,
+        ledger: Ledger,
+        *,
+        num_threads: int,
+        tls: GrpcTls | None = None,
+    ) -> None:
+        from kernels.transport import Transport
+
+        self._methods = methods
+        self._ledger = ledger
+        self._ids = RequestIds()
+        self._tls = tls
+        self._tls_stamp = None if tls is None else _stamp(tls)
+        self._table = MethodTable(methods)
+        table = self._table
+        self._transport = Transport(
+            listener=listening.fileno(), num_threads=num_threads, limits=transport_limits(limits),
+            num_groups=table.num_groups, routes=table.native_routes(), methods=table.native_methods(limits),
+            models=table.native_models(), tls=None if tls is None else tls.files, spin_ns=0,
+        )  # fmt: skip
+        self._open: dict[int, Arrival] = {}
+        self._streams: dict[int, ScoredStream] = {}
+        self._others = OtherCalls(self._transport, methods, ledger)
+        self._wheel: TimingWheel[Arrival] = TimingWheel(time.monotonic_ns())  # of messages of streams
+        self._to_dispatch: set[int] = set()
+        self._tallied_ns = 0
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._serve, name="listener-grpc", daemon=True)
+
+    # Listener
+
+    def start(self) -> None:
+        """Begins to accept."""
+        self._others.start()
+        self._thread.start()
+        self._transport.start()
+
+    def drain(self, deadline_ns: int) -> None:
+        """Sends GOAWAY, lets calls finish until the deadline."""
+        self._transport.drain(deadline_ns)
+        self._is_stopping = True
+        self._transport.wake()
+        self._thread.join(timeout=5)
+        self._transport.stop()
+        self._others.stop()
+        self._count_unseen()
+
+    def check(self) -> None:
+        """Greets new connections with certificates that were replaced; wrong ones leave the former in use."""
+        if self._tls is None or (stamp := _stamp(self._tls)) == self._tls_stamp:
+            return
+        self._tls_stamp = stamp
+        try:
+            self._transport.load_tls(self._tls.files)
+            log.info("the gRPC port's certificate was replaced")
+        except RuntimeError as error:
+            log.error("the gRPC port keeps its former certificate: %s", error)
+
+    def reply(self, answers: Sequence[Answer]) -> None:
+        """One call into the transport per batch. From any thread."""
+        replies: list[NativeAnswer] = []
+        replied: list[Answer] = []
+        for answer in answers:
+            arrival = answer.arrival
+            token = arrival.token
+            if arrival.is_answered:
+                continue
+            if isinstance(token, ScoredStream):
+                if token.deliver(answer):
+                    arrival.is_answered = True
+                    self._settle([_settled(answer)])
+                continue
+            error = answer.error
+            trailing = answer_trailing(answer)
+            if error is None:
+                assert answer.encoded is not None
+                replies.append((token, 0, answer.encoded.body, "", trailing))
+            else:
+                replies.append((token, grpc_status(error), None, error.message, trailing))
+            replied.append(answer)
+        if not replies:
+            return
+        lost = self._transport.reply(replies)
+        if lost is not None:  # ended meanwhile: the transport says so in an event of its own
+            gone = frozenset(lost)
+            replied = [answer for i, answer in enumerate(replied) if i not in gone]
+        for answer in replied:
+            answer.arrival.is_answered = True
+            self._open.pop(answer.arrival.token.id, None)
+        self._settle([_settled(answer) for answer in replied])
+
+    # Thread
+
+    def _serve(self) -> None:
+        while not self._is_stopping:
+            try:
+                self._turn()
+            except Exception:
+                log.exception("a turn of the gRPC listener failed")
+
+    def _turn(self) -> None:
+        requests, events = self._transport.take(self._patience_s())
+        if requests:
+            self._enter(requests)
+        for call, kind, payload, code in events:
+            self._on_event(call, kind, payload, code)
+        if self._to_dispatch:
+            for index in tuple(self._to_dispatch):
+                self._to_dispatch.discard(index)
+                if self._table.entrances[index].dispatch(partial(self._dispatch_later, index)):
+                    self._to_dispatch.add(index)
+        self._table.plan(self._transport)
+        now_ns = time.monotonic_ns()
+        if self._wheel.num_entries:
+            late = [arrival for arrival in self._wheel.advance(now_ns) if not arrival.is_answered]
+            self.reply(late_answers(late))
+        if now_ns - self._tallied_ns > _TALLY_EVERY_NS:
+            self._tallied_ns = now_ns
+            self._count_unseen()
+
+    def _patience_s(self) -> float:
+        if self._to_dispatch:
+            return 0.0
+        if self._wheel.num_entries:
+            return _TICK_S
+        return _BUSY_S if self._table.has_closed_room else _QUIET_S
+
+    def _dispatch_later(self, index: int) -> None:
+        """From any thread."""
+        self._to_dispatch.add(index)
+        self._transport.wake()
+
+    def _enter(self, requests: Sequence[NativeRequest]) -> None:
+        """Requests of one `take`, each group pushed at once."""
+        pushed: dict[int, list[Arrival]] = {}
+        routes, make_id, opened = self._table.routes, self._ids.make, self._open
+        for call, payload, index, arrived_ns, deadline_ns, has_metadata in requests:
+            route = routes[index]
+            if route is None:
+                self._enter_late(call, payload, index)
+                continue
+            error: HeadroomError | None = None
+            if has_metadata:
+                context, error = self._context(call)
+            else:
+                context = RequestContext(make_id(), Deadline(deadline_ns), arrived_ns)
+            codec = route.codec
+            arrival = Arrival(context, payload, route, codec.count_items(payload), self, call)
+            opened[call.id] = arrival
+            if error is None:
+                error = self._limit(arrival, codec.timeout_us)
+            if error is None:
+                pushed.setdefault(index, []).append(arrival)
+            else:
+                self.reply([Answer(arrival, None, error)])
+        self._ledger.opened(sum(map(len, pushed.values())))
+        now_ns = time.monotonic_ns()
+        for index, arrivals in pushed.items():
+            self._push(index, arrivals, now_ns)
+
+    def _push(self, index: int, arrivals: list[Arrival], now_ns: int) -> None:
+        group = self._table.group_of_route[index]
+        refused = self._table.entrances[group].push(arrivals, now_ns)
+        if refused:
+            self.reply([Answer(arrival, None, error) for arrival, error in refused])
+        self._to_dispatch.add(group)
+
+    def _limit(self, arrival: Arrival, timeout_us: Any) -> HeadroomError | None:
+        """Heeds a time limit inside the message."""
+        try:
+            allowed_us = timeout_us(arrival.payload)
+        except HeadroomError as error:
+            return error
+        if allowed_us:
+            context = arrival.context
+            context.deadline = limited(context.deadline, context.arrived_ns, allowed_us)
+            self._transport.limit(arrival.token, context.deadline.at_ns)
+        return None
+
+    def _context(self, call: NativeCall) -> tuple[RequestContext, HeadroomError | None]:
+        metadata = dict(call.metadata)
+        _, error = timeout_ms(metadata)  # heeded by the transport, where it is right
+        return call_context(metadata, self._ids, call.arrived_ns, Deadline(call.deadline_ns or _NEVER_NS)), error
+
+    def _enter_late(self, call: NativeCall, payload: bytes, index: int) -> None:
+        """A call that no batch answers, or one whose route only Python can see."""
+        context, error = self._context(call)
+        path = self._table.paths[index]
+        if error is not None or path in self._methods.direct:
+            return self._others.answer(call, path, payload, context, error)
+        try:
+            route = self._methods.route(path, payload)
+        except HeadroomError as no_route:
+            return self._others.answer(call, path, payload, context, no_route)
+        self._ledger.opened(1)
+        arrival = Arrival(context, payload, route, route.codec.count_items(payload), self, call)
+        self._open[call.id] = arrival
+        error = self._limit(arrival, route.codec.timeout_us)
+        if error is not None:
+            return self.reply([Answer(arrival, None, error)])
+        return self._push(self._table.index_of(route), [arrival], time.monotonic_ns())
+
+    # Streams and ends
+
+    def _on_event(self, call: NativeCall, kind: int, payload: bytes, code: int) -> None:
+        if kind == _OPENED:
+            self._open_stream(call)
+        elif kind == _ENDED:
+            self._end(call, code)
+        elif (stream := self._streams.get(call.id)) is None:
+            self._others.on_event(call, kind, payload)
+        elif kind == MESSAGE:
+            stream.on_message(payload)
+        elif kind == HALF_CLOSED:
+            stream.on_half_closed()
+        elif kind == WRITABLE:
+            stream.on_writable()
+
+    def _open_stream(self, call: NativeCall) -> None:
+        context, error = self._context(call)
+        path = self._table.paths[call.route]
+        route = self._methods.scored.get(path)
+        if route is None or error is not None:
+            return self._others.open_stream(call, path, context, error)
+        admit = partial(self._admit_message, route, context)
+        self._streams[call.id] = ScoredStream(call, self._transport, route, admit, self._close_stream)
+        return None
+
+    def _admit_message(self, route: Route, opened: RequestContext, stream: ScoredStream, payload: bytes) -> None:
+        """A message of a stream, an arrival of its own: with a deadline of its own, within the call's."""
+        now_ns = time.monotonic_ns()
+        at_ns = min(now_ns + int(route.budget_ms * 1e6), opened.deadline.at_ns)
+        context = RequestContext(opened.request_id, Deadline(at_ns), now_ns, opened.traceparent)
+        arrival = Arrival(context, payload, route, route.codec.count_items(payload), self, stream)
+        self._ledger.opened(1)
+        stream.expect(arrival)
+        self._wheel.add(arrival.context.deadline.at_ns, arrival)
+        self._push(self._table.index_of(route), [arrival], now_ns)
+
+    def _close_stream(self, call: NativeCall) -> None:
+        self._streams.pop(call.id, None)
+
+    def _end(self, call: NativeCall, code: int) -> None:
+        """The deadline has passed, or the client has left; it has been answered."""
+        arrival = self._open.pop(call.id, None)
+        error = _end_error(code, call)
+        if arrival is not None:
+            arrival.is_answered = True
+            arrival.context.cancelled = code == _CANCELLED
+            self._settle([_settled(Answer(arrival, None, error))])
+        elif (stream := self._streams.pop(call.id, None)) is None:
+            self._others.end(call, is_cancelled=code == _CANCELLED)
+        else:
+            for arrival in stream.abandon():
+                arrival.is_answered = arrival.context.cancelled = True
+                self._settle([_settled(Answer(arrival, None, error))])
+
+    # Accounts
+
+    def _settle(self, settled: Sequence[Settled]) -> None:
+        self._ledger.settle(settled, time.monotonic_ns())
+
+    def _count_unseen(self) -> None:
+        """What the transport refused, or what ended in its queues."""
+        for index, tally in self._transport.tallies():
+            self._table.count_unseen(index, tally, self._ledger)
+
+
+def transport_limits(limits: Limits) -> dict[str, int]:
+    """As the transport names them."""
+    return {
+        "max_message_bytes": limits.max_body_bytes,
+        "max_header_bytes": limits.max_header_bytes,
+        "max_buffered_bytes": limits.max_buffered_bytes,
+        "max_streams": limits.max_streams_per_connection,
+        "max_connections": limits.max_connections,
+        "max_calls": limits.max_concurrent_requests,
+        "handshake_timeout_ns": int(limits.header_timeout_s * 1e9),
+        "write_timeout_ns": int(limits.write_timeout_s * 1e9),
+        "max_age_ns": int(limits.max_connection_age_s * 1e9),
+        "age_grace_ns": int(limits.drain_s * 1e9),
+    }
+
+
+def _stamp(tls: GrpcTls) -> tuple[int, ...]:
+    """Changes with the files; a file that is not there has none."""
+    return tuple(Path(name).stat().st_mtime_ns if Path(name).exists() else 0 for name in tls.files if name)
+
+
+def _settled(answer: Answer) -> Settled:
+    arrival, error, encoded = answer.arrival, answer.error, answer.encoded
+    code = "0" if error is None else str(grpc_status(error))
+    size_out = 0 if encoded is None else len(encoded.body)
+    settled = Settled(arrival, code, error, answer.degraded, len(arrival.payload), size_out)
+    arrival.payload = b""
+    return settled
+
+
+def _end_error(code: int, call: NativeCall) -> HeadroomError:
+    if code == _CANCELLED:
+        return Cancelled("the client left")
+    allowed_ms = (call.deadline_ns - call.arrived_ns) / 1e6
+    return DeadlineExceeded(f"no answer within the {allowed_ms:.1f} ms allowed")

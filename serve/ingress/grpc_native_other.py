@@ -1,0 +1,114 @@
+"""Calls on the native transport that no batch answers: health, metadata, records, reflection; and wrong ones."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from serve.context import RequestContext
+from serve.errors import HeadroomError, Internal
+from serve.ingress.grpc_metadata import Trailing, error_trailing
+from serve.ingress.grpc_methods import GrpcMethods
+from serve.ingress.grpc_native_async import AsyncLoop, AsyncStream, AsyncWork
+from serve.ingress.ledger import Ledger
+from serve.ingress.status import grpc_status
+
+log = logging.getLogger(__name__)
+
+MESSAGE, HALF_CLOSED, WRITABLE = 2, 3, 5
+_CANCELLED, _DEADLINE_EXCEEDED = 1, 4
+
+NativeCall = Any
+Transport = Any
+
+
+class OtherCalls:
+    """Its methods belong to the listener's thread; what waits does so on an event loop of its own."""
+
+    def __init__(self, transport: Transport, methods: GrpcMethods, ledger: Ledger) -> None:
+        self._transport = transport
+        self._methods = methods
+        self._ledger = ledger
+        self._running: dict[int, AsyncWork | AsyncStream] = {}
+        self._loop = AsyncLoop("listener-grpc-async")
+
+    def start(self) -> None:
+        """Before the first call."""
+        self._loop.start()
+
+    def stop(self) -> None:
+        """Ends what still runs."""
+        self._loop.stop()
+
+    def answer(
+        self, call: NativeCall, path: str, payload: bytes, context: RequestContext, error: HeadroomError | None
+    ) -> None:
+        """A direct method, or the `error` that stands in its way."""
+        self._ledger.opened(1)
+        body: bytes | Awaitable[bytes] = b""
+        if error is None:
+            try:
+                body = self._methods.direct[path](payload, context)
+            except HeadroomError as known:
+                error = known
+            except Exception:
+                log.exception("method failed", extra={"request_id": context.request_id})
+                error = Internal()
+        if isinstance(body, bytes):
+            return self._end(call, path, len(payload), body, context, error)
+
+        def done(body: bytes, error: HeadroomError | None) -> None:
+            self._running.pop(call.id, None)
+            self._end(call, path, len(payload), body, context, error)
+
+        work = self._running[call.id] = AsyncWork(context, done)
+        return work.start(self._loop, body)
+
+    def open_stream(self, call: NativeCall, path: str, context: RequestContext, error: HeadroomError | None) -> None:
+        """A stream, or the `error` that stands in its way."""
+        self._ledger.opened(1)
+        if error is not None:
+            return self._end(call, path, 0, b"", context, error)
+
+        def done(error: HeadroomError | None) -> None:
+            self._running.pop(call.id, None)
+            self._end(call, path, 0, None, context, error)
+
+        stream = self._running[call.id] = AsyncStream(call, self._transport, context, done)
+        return stream.start(self._loop, self._methods.streams[path])
+
+    def on_event(self, call: NativeCall, kind: int, payload: bytes) -> None:
+        """What a stream has received, or that it may send again."""
+        stream = self._running.get(call.id)
+        if not isinstance(stream, AsyncStream):
+            return
+        if kind == MESSAGE:
+            stream.on_message(payload)
+        elif kind == HALF_CLOSED:
+            stream.on_half_closed()
+        elif kind == WRITABLE:
+            stream.on_writable()
+
+    def end(self, call: NativeCall, *, is_cancelled: bool) -> None:
+        """The client has left, or the deadline has passed."""
+        running = self._running.get(call.id)
+        if running is not None:
+            running.cancel(is_cancelled=is_cancelled)
+
+    def _end(
+        self, call: NativeCall, path: str, bytes_in: int, body: bytes | None, context: RequestContext,
+        error: HeadroomError | None,
+    ) -> None:  # fmt: skip
+        trailing: Trailing = (("x-request-id", context.request_id),)
+        code, kind = 0, None
+        if error is None:
+            lost = self._transport.reply([(call, 0, body, "", trailing)])
+        else:
+            code, kind, body = grpc_status(error), error.kind, None
+            lost = self._transport.reply([(call, code, None, error.message, trailing + error_trailing(error))])
+        if lost is not None:
+            code, kind = (_CANCELLED, "cancelled") if context.cancelled else (_DEADLINE_EXCEEDED, "deadline_exceeded")
+        label, bytes_out = path.rpartition("/")[2], 0 if body is None else len(body)
+        self._ledger.record_other(context, label, code, bytes_in, bytes_out, time.monotonic_ns(), kind)

@@ -1,0 +1,147 @@
+"""Methods as the native transport numbers them: routes with their queues and budgets, and how long each queue may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serve.batching.arrival import Entrance, Route
+from serve.ingress.grpc_methods import OTHER_BUDGET_MS, GrpcMethods
+from serve.ingress.ledger import Ledger
+from serve.ingress.wire.infer_codecs import MODEL_INFER
+from serve.settings import Limits
+
+_OTHER_GROUP = 0
+_MAX_OTHERS = 256
+"""Direct calls that may wait."""
+_STREAM_CREDIT = 4
+_PUSHBACK_MS = 20
+_UNKNOWN = "unknown"
+_RESOURCE_EXHAUSTED, _CANCELLED, _DEADLINE_EXCEEDED, _INVALID = 8, 1, 4, 13
+
+NativeRoute = tuple[int, int, str, tuple[tuple[str, str], ...]]
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What the transport was last told of a queue."""
+
+    bound: int = -1
+    room: int = -1
+
+
+class MethodTable:
+    """Numbers methods. Route 0 stands for unknown paths, group 0 for everything that no batch answers."""
+
+    def __init__(self, methods: GrpcMethods) -> None:
+        self.paths: list[str] = [_UNKNOWN]
+        self.routes: list[Route | None] = [None]
+        self.group_of_route: list[int] = [_OTHER_GROUP]
+        self.entrances: dict[int, Entrance] = {}
+        self._group_of_entrance: dict[int, int] = {}
+        self._index_of_route: dict[int, int] = {}
+        self._budgets_ms: dict[int, float] = {}
+        self._plans: dict[int, _Plan] = {}
+        self._unary: dict[str, int] = {}
+        self._streams: dict[str, tuple[int, bool]] = {}
+        self._models: list[tuple[str, str, int]] = []
+        self._add_all(methods)
+
+    def _add_all(self, methods: GrpcMethods) -> None:
+        for path, route in methods.batched.items():
+            self._unary[path] = self._add(path, route)
+        for path in (*methods.closed, *methods.direct, *((MODEL_INFER,) if methods.models else ())):
+            self._unary[path] = self._add(path, None)
+        for (name, version), route in methods.models.items():
+            index = self._index_of_route.get(id(route))
+            self._models.append((name, version, self._add(MODEL_INFER, route) if index is None else index))
+        for path, route in methods.scored.items():
+            self._add(path, route)
+            self._streams[path] = (self._add(path, None), True)
+        for path in methods.streams:
+            self._streams[path] = (self._add(path, None), False)
+
+    def _add(self, path: str, route: Route | None) -> int:
+        index = len(self.paths)
+        self.paths.append(path)
+        self.routes.append(route)
+        self.group_of_route.append(_OTHER_GROUP if route is None else self._group(route))
+        if route is not None:
+            self._index_of_route[id(route)] = index
+        return index
+
+    def _group(self, route: Route) -> int:
+        entrance = route.entrance
+        group = self._group_of_entrance.setdefault(id(entrance), len(self._group_of_entrance) + 1)
+        self.entrances[group] = entrance
+        self._budgets_ms[group] = min(route.budget_ms, self._budgets_ms.get(group, route.budget_ms))
+        self._plans.setdefault(group, _Plan())
+        return group
+
+    @property
+    def num_groups(self) -> int:
+        """Queues in the transport."""
+        return len(self.entrances) + 1
+
+    def index_of(self, route: Route) -> int:
+        """The number of a route."""
+        return self._index_of_route[id(route)]
+
+    # As the transport takes it
+
+    def native_routes(self) -> list[NativeRoute]:
+        """Group, budget, and what a full queue says."""
+        routes: list[NativeRoute] = []
+        for route, group in zip(self.routes, self.group_of_route, strict=True):
+            budget_ms = OTHER_BUDGET_MS if route is None else route.budget_ms
+            name = "calls of this kind" if route is None else f"requests of pipeline {route.pipeline}"
+            text = f"{name} have filled the queue that can be answered in time; retry later"
+            trailers = (
+                ("error-kind", "overloaded"), ("error-reason", "queue_full"), ("retry-after-ms", str(_PUSHBACK_MS)),
+                ("grpc-retry-pushback-ms", str(_PUSHBACK_MS)),
+            )  # fmt: skip
+            routes.append((group, int(budget_ms * 1e6), text, trailers))
+        return routes
+
+    def native_methods(self, limits: Limits) -> dict[str, tuple[bool, bool, int, int]]:
+        """By path: unary or not, whether its message names a model, route, messages Python may have unanswered."""
+        found = {path: (True, path == MODEL_INFER, index, 0) for path, index in self._unary.items()}
+        for path, (index, is_scored) in self._streams.items():
+            found[path] = (False, False, index, limits.max_streams_per_connection if is_scored else _STREAM_CREDIT)
+        return found
+
+    def native_models(self) -> list[tuple[str, str, int]]:
+        """Name, version, route."""
+        return self._models
+
+    # While it serves
+
+    @property
+    def has_closed_room(self) -> bool:
+        """Whether some queue is not being taken from."""
+        return any(plan.room == 0 for plan in self._plans.values())
+
+    def plan(self, transport: Any) -> None:
+        """Tells the transport how much of each queue the next batch has room for, and how long it may be: no longer
+        than can be answered in time.
+        """
+        for group, plan in self._plans.items():
+            entrance = self.entrances[group]
+            room, bound = entrance.room(self._budgets_ms[group])
+            if room != plan.room:
+                plan.room = room
+                transport.set_room(group, room)
+            if abs(bound - plan.bound) * 16 > plan.bound:
+                plan.bound = bound
+                transport.set_bound(group, bound)
+
+    def count_unseen(self, index: int, tally: Sequence[int], ledger: Ledger) -> None:
+        """Counts calls that ended in the transport."""
+        queue_full, memory, concurrency, expired, cancelled, invalid = tally
+        route, label = self.routes[index], self.paths[index].rpartition("/")[2]
+        for reason, n in (("queue_full", queue_full), ("memory", memory), ("concurrency", concurrency)):
+            ledger.count_unseen(route, label, _RESOURCE_EXHAUSTED, n, reason)
+        ledger.count_unseen(route, label, _DEADLINE_EXCEEDED, expired)
+        ledger.count_unseen(route, label, _CANCELLED, cancelled)
+        ledger.count_unseen(route, label, _INVALID, invalid)
