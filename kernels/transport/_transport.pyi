@@ -40,7 +40,6 @@ class Transport:
         methods: dict[str, tuple[bool, bool, int, int]],
         models: Sequence[tuple[str, str, int]],
         tls: tuple[str, str, str] | None,
-        spin_ns: int,
     ) -> None:
         """`routes`: group, budget in ns, what a full queue says, its trailers; the first is for unknown paths. `methods`:
         by path, whether unary, whether its message names a model, route, credit. `models`: name, version, route.

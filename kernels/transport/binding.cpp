@@ -23,6 +23,8 @@ using namespace headroom;
 namespace {
 
 constexpr int64_t kNsPerS = 1'000'000'000;
+// After taking more than this, the next will come by the batch as well.
+constexpr size_t kFewRequests = 2;
 
 // A call, as Python holds it.
 struct Handle {
@@ -119,8 +121,7 @@ class Transport {
  public:
   Transport(int listener, uint32_t num_threads, const nb::dict& limits, size_t num_groups, const std::vector<RouteTuple>& routes,
             const std::unordered_map<std::string, MethodTuple>& methods,
-            const std::vector<std::tuple<std::string, std::string, uint32_t>>& models, const std::optional<TlsPaths>& tls, int64_t spin_ns)
-      : spin_ns_(spin_ns) {
+            const std::vector<std::tuple<std::string, std::string, uint32_t>>& models, const std::optional<TlsPaths>& tls) {
     Config config;
     config.limits = limits_of(limits);
     for (const auto& [group, budget_ns, message, trailers] : routes) {
@@ -147,10 +148,10 @@ class Transport {
     const auto timeout_ns = static_cast<int64_t>(timeout_s * kNsPerS);
     if (timeout_ns > 0 && !server_->inbox().has_any()) {
       nb::gil_scoped_release release;
-      server_->inbox().take(timeout_ns, spin_ns_, taken_);
-    } else {
-      server_->inbox().take(0, 0, taken_);
+      server_->wait(timeout_ns, was_batch_);
     }
+    server_->inbox().take(taken_);
+    was_batch_ = taken_.size() > kFewRequests;
     nb::list requests, events;
     for (Event& event : taken_) {
       const bool is_request = event.kind == Event::Kind::request;
@@ -217,7 +218,7 @@ class Transport {
   void set_bound(size_t group, size_t bound) { server_->inbox().set_bound(group, bound); }
   void set_room(size_t group, size_t room) { server_->inbox().set_room(group, room); }
   size_t waiting(size_t group) { return server_->inbox().waiting(group); }
-  void wake() { server_->inbox().wake(); }
+  void wake() { server_->wake(); }
 
   // (route, (queue_full, memory, concurrency, expired, cancelled, invalid)) of calls Python has never seen, since the last time.
   std::vector<std::pair<size_t, std::vector<uint64_t>>> tallies() {
@@ -293,7 +294,7 @@ class Transport {
 
   std::unique_ptr<Server> server_;
   std::vector<Event> taken_;
-  const int64_t spin_ns_;
+  bool was_batch_ = false;
 };
 
 }  // namespace
@@ -310,9 +311,9 @@ NB_MODULE(_transport, module) {
       .def_prop_ro("is_settled", [](const Handle& h) { return h.call->is_settled.load(); });
   nb::class_<Transport>(module, "Transport")
       .def(nb::init<int, uint32_t, const nb::dict&, size_t, const std::vector<RouteTuple>&, const std::unordered_map<std::string, MethodTuple>&,
-                    const std::vector<std::tuple<std::string, std::string, uint32_t>>&, const std::optional<TlsPaths>&, int64_t>(),
+                    const std::vector<std::tuple<std::string, std::string, uint32_t>>&, const std::optional<TlsPaths>&>(),
            nb::kw_only(), nb::arg("listener"), nb::arg("num_threads"), nb::arg("limits"), nb::arg("num_groups"), nb::arg("routes"),
-           nb::arg("methods"), nb::arg("models"), nb::arg("tls").none(), nb::arg("spin_ns"))
+           nb::arg("methods"), nb::arg("models"), nb::arg("tls").none())
       .def("start", &Transport::start)
       .def("take", &Transport::take, nb::arg("timeout_s"))
       .def("reply", &Transport::reply, nb::arg("answers"))

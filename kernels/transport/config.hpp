@@ -52,7 +52,6 @@ struct Config {
   std::vector<Route> routes;
   std::unordered_map<std::string, Method> methods;      // by path
   std::unordered_map<std::string, uint32_t> models;     // route by model_key
-  int64_t spin_ns = 0;
 };
 
 }  // namespace headroom

@@ -78,28 +78,22 @@ ssize_t Connection::send(const char* bytes, size_t size) {
   return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? 0 : -1;
 }
 
-bool Connection::read(uint8_t* scratch, size_t size) {
-  if (is_ending_) {  // what still comes is thrown away
-    const ssize_t n = receive(scratch, size);
-    return n >= 0;
-  }
-  if (!handshake()) return false;
-  if (ssl_ && !SSL_is_init_finished(ssl_.get())) return true;
+Connection::Read Connection::read(uint8_t* scratch, size_t size) {
+  if (!handshake()) return Read::over;
+  if (ssl_ && !SSL_is_init_finished(ssl_.get())) return Read::drained;
   for (int i = 0; i < kReadsPerTurn || (ssl_ && SSL_pending(ssl_.get()) > 0); i++) {
     const ssize_t n = receive(scratch, size);
-    if (n < 0) return false;
-    if (n == 0) return true;
+    if (n < 0) return Read::over;
+    if (n == 0) return Read::drained;
+    if (is_ending_) continue;  // what still comes is thrown away
     heard_ns_ = host_.now_ns();
     has_pinged_ = false;
     is_dirty = true;
-    if (!session_.feed(scratch, static_cast<size_t>(n))) {
-      is_ending_ = true;
-      return true;
-    }
-    is_established_ = true;
-    if (!ssl_ && static_cast<size_t>(n) < size) return true;
+    if (!session_.feed(scratch, static_cast<size_t>(n))) is_ending_ = true;
+    else is_established_ = true;
+    if (!ssl_ && static_cast<size_t>(n) < size) return Read::drained;
   }
-  return true;
+  return Read::more;
 }
 
 bool Connection::write() {

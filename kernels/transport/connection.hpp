@@ -21,8 +21,9 @@ class Connection {
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
-  // What the socket has for us; `scratch` is the thread's buffer. False: close it.
-  bool read(uint8_t* scratch, size_t size);
+  enum class Read { drained, more, over };
+  // What the socket has for us; `scratch` is the thread's buffer. More: the others should have their turn first.
+  Read read(uint8_t* scratch, size_t size);
   // What the session has for the client, as far as the socket takes it. False: close it.
   bool write();
   // Timeouts, keepalive, age; called a few times a second. False: close it.
@@ -33,11 +34,10 @@ class Connection {
   Session& session() { return session_; }
   int fd() const { return fd_; }
   uint64_t id() const { return id_; }
-  // What the poller is to wait for beside reading.
-  bool wants_to_write() const { return is_blocked_; }
+  // Whether the socket takes nothing more for now.
+  bool is_blocked() const { return is_blocked_; }
 
-  bool is_dirty = false;         // has something to be written at the end of the turn
-  bool is_polled_to_write = false;
+  bool is_dirty = false;  // has something to be written at the end of the turn
 
  private:
   enum class Drain { none, announced, final };

@@ -27,7 +27,6 @@ void Inbox::set_bound(size_t group, size_t bound) {
 void Inbox::set_room(size_t group, size_t room) {
   std::lock_guard guard(lock_);
   groups_.at(group).room = room;
-  if (is_waiting_ && is_ready()) arrived_.notify_one();
 }
 
 void Inbox::enqueue(Group& group, Event&& event) {
@@ -80,10 +79,7 @@ std::vector<Event> Inbox::push(std::vector<Event>& events, std::vector<Ended>& e
   for (const Ended& one : ended) end(one);
   events.clear();
   ended.clear();
-  if (is_ready()) {
-    has_something_.store(true, std::memory_order_release);
-    if (is_waiting_) arrived_.notify_one();
-  }
+  if (is_waited_for_ && is_ready()) arrived_.notify_one();
   return refused;
 }
 
@@ -103,21 +99,16 @@ bool Inbox::has_any() {
   return is_ready();
 }
 
-void Inbox::take(int64_t timeout_ns, int64_t spin_ns, std::vector<Event>& taken) {
-  using std::chrono::nanoseconds;
-  if (spin_ns > 0) {
-    const auto until = std::chrono::steady_clock::now() + nanoseconds(spin_ns);
-    while (!has_something_.load(std::memory_order_acquire) && std::chrono::steady_clock::now() < until) {
-    }
-  }
+void Inbox::wait(int64_t timeout_ns) {
   std::unique_lock guard(lock_);
-  if (!is_ready()) {
-    is_waiting_ = true;
-    arrived_.wait_for(guard, nanoseconds(timeout_ns), [this] { return is_ready(); });
-    is_waiting_ = false;
-  }
+  is_waited_for_ = true;
+  arrived_.wait_for(guard, std::chrono::nanoseconds(timeout_ns), [this] { return is_ready(); });
+  is_waited_for_ = false;
+}
+
+void Inbox::take(std::vector<Event>& taken) {
+  std::lock_guard guard(lock_);
   is_woken_ = false;
-  has_something_.store(false, std::memory_order_relaxed);
   while (!others_.empty()) {
     taken.push_back(std::move(others_.front()));
     others_.pop_front();
@@ -141,7 +132,6 @@ void Inbox::take(int64_t timeout_ns, int64_t spin_ns, std::vector<Event>& taken)
 void Inbox::wake() {
   std::lock_guard guard(lock_);
   is_woken_ = true;
-  has_something_.store(true, std::memory_order_release);
   arrived_.notify_one();
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -38,11 +37,13 @@ class Inbox {
   std::vector<Event> push(std::vector<Event>& events, std::vector<Ended>& ended);
   void count(size_t route, Unseen what);
 
-  // Everything there is room for, the most urgent first; waits until there is something, or `timeout_ns`.
-  void take(int64_t timeout_ns, int64_t spin_ns, std::vector<Event>& taken);
+  // Everything there is room for, the most urgent first; possibly nothing.
+  void take(std::vector<Event>& taken);
   // Whether `take` would give something now.
   bool has_any();
-  // Has `take` return.
+  // Sleeps until it would, or `timeout_ns`.
+  void wait(int64_t timeout_ns);
+  // Has `has_any` say yes once, so that who waits takes.
   void wake();
 
   // The tallies since the last call, by route; empty where there is nothing to tell.
@@ -72,16 +73,15 @@ class Inbox {
   void end(const Ended& one);
 
   std::mutex lock_;
-  std::condition_variable arrived_;
   std::vector<Group> groups_;
   std::vector<size_t> group_of_route_;
   std::vector<Tally> tallies_;
   std::deque<Event> others_;
   uint64_t next_order_ = 0;
-  bool is_waiting_ = false;
+  std::condition_variable arrived_;
+  bool is_waited_for_ = false;
   bool is_woken_ = false;
   bool has_tallies_ = false;
-  std::atomic<bool> has_something_{false};  // for who spins
 };
 
 }  // namespace headroom

@@ -3,7 +3,6 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -22,6 +21,11 @@ constexpr int kMaxPolled = 256;
 constexpr int kMaxAccepted = 64;  // in one turn
 constexpr size_t kScratch = 256 << 10;
 constexpr int64_t kCheckEveryNs = 250'000'000;
+constexpr int kCheckEveryMs = 250;
+// While there are calls, the thread itself looks at its timers this often, so that a helper seldom has to wake it for one.
+constexpr int kActiveMs = 5;
+// So few commands are carried out by the thread that posts them.
+constexpr size_t kFewCommands = 4;
 
 void watch(int poller, int operation, int fd, uint32_t events, uint64_t key) {
   epoll_event event{};
@@ -77,23 +81,44 @@ void IoThread::join() {
 }
 
 void IoThread::post(std::vector<Command>&& commands) {
+  const bool is_few = commands.size() <= kFewCommands;
   {
     std::lock_guard guard(lock_);
     if (posted_.empty()) posted_ = std::move(commands);
     else posted_.insert(posted_.end(), std::make_move_iterator(commands.begin()), std::make_move_iterator(commands.end()));
   }
   has_posted_.store(true, std::memory_order_seq_cst);
-  if (is_asleep_.exchange(false, std::memory_order_seq_cst)) eventfd_write(waker_, 1);
+  if (!is_few) return wake();
+  while (has_posted()) {
+    std::unique_lock guard(turn_lock_, std::try_to_lock);
+    if (!guard.owns_lock()) return;  // who has the lock looks again when it lets go
+    turn(nullptr, 0);
+  }
+}
+
+void IoThread::wake() { eventfd_write(waker_, 1); }
+
+void IoThread::wake_helper() {
+  if (is_helper_waiting_.load(std::memory_order_seq_cst)) wake();
+}
+
+void IoThread::help(int timeout_ms) {
+  epoll_event polled[kMaxPolled];
+  is_helper_waiting_.store(true, std::memory_order_seq_cst);
+  const int n = shared_.inbox.has_any() ? 0 : epoll_wait(poller_, polled, kMaxPolled, timeout_ms);
+  is_helper_waiting_.store(false, std::memory_order_seq_cst);
+  see_to(polled, n);
+  if (wheel_hint_ns_.load() < wakes_at_ns_.load()) wake();  // somebody has to keep the new deadline
 }
 
 void IoThread::drain() {
   drain_asked_.store(true);
-  eventfd_write(waker_, 1);
+  wake();
 }
 
 void IoThread::stop() {
   stop_asked_.store(true);
-  eventfd_write(waker_, 1);
+  wake();
 }
 
 bool IoThread::open_call() {
@@ -103,28 +128,40 @@ bool IoThread::open_call() {
 }
 
 void IoThread::run() {
+  epoll_event polled[kMaxPolled];
   while (!stop_asked_.load()) {
-    is_asleep_.store(true, std::memory_order_seq_cst);
-    const int timeout_ms = has_posted_.load(std::memory_order_seq_cst) ? 0 : sleep_ms();
-    turn(timeout_ms);
+    const int n = epoll_wait(poller_, polled, kMaxPolled, sleep_ms());
+    see_to(polled, n);
+    if (is_helper_waiting_.load() && shared_.inbox.has_any()) wake();  // its waking may have come here
   }
+  std::lock_guard guard(turn_lock_);
   for (auto& [id, connection] : connections_) connection->write();
   connections_.clear();
   hand_over();
 }
 
 int IoThread::sleep_ms() {
-  constexpr int kCheckEveryMs = kCheckEveryNs / 1'000'000;
-  if (connections_.empty()) return 4 * kCheckEveryMs;
+  std::lock_guard guard(turn_lock_);
   now_ns_ = monotonic_ns();
-  return wheel_.next_ms(now_ns_, kCheckEveryMs);
+  int ms = has_posted() || !unread_.empty() ? 0 : connections_.empty() ? 4 * kCheckEveryMs : kCheckEveryMs;
+  wheel_.forget_earliest();
+  wheel_hint_ns_.store(INT64_MAX);
+  if (ms > 0 && shared_.num_calls.load(std::memory_order_relaxed) > 0) ms = wheel_.next_ms(now_ns_, kActiveMs);
+  wakes_at_ns_.store(now_ns_ + ms * int64_t{1'000'000});
+  return ms;
+}
+
+void IoThread::see_to(const epoll_event* polled, int n) {
+  do {
+    std::lock_guard guard(turn_lock_);
+    turn(polled, n);
+    wheel_hint_ns_.store(wheel_.earliest_set_ns());
+    n = 0;
+  } while (has_posted());  // what was posted while the lock was held is nobody else's
 }
 
 // Everything that has arrived is read before Python is told, so that it comes as one batch.
-void IoThread::turn(int timeout_ms) {
-  epoll_event polled[kMaxPolled];
-  const int n = epoll_wait(poller_, polled, kMaxPolled, timeout_ms);
-  is_asleep_.store(false, std::memory_order_seq_cst);
+void IoThread::turn(const epoll_event* polled, int n) {
   now_ns_ = monotonic_ns();
   for (int i = 0; i < n; i++) {
     const uint64_t key = polled[i].data.u64;
@@ -135,13 +172,14 @@ void IoThread::turn(int timeout_ms) {
       eventfd_read(waker_, &count);
     } else if (const auto found = connections_.find(key); found != connections_.end()) {
       Connection& connection = *found->second;
-      const bool is_readable = (polled[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0;
-      if (is_readable && !connection.read(scratch_.data(), scratch_.size())) {
-        close(key);
-        continue;
-      }
-      if ((polled[i].events & EPOLLOUT) != 0) connection.is_dirty = true;
-      if (connection.is_dirty) mark(connection);
+      if (connection.is_blocked() && (polled[i].events & EPOLLOUT) != 0) mark(connection);
+      if ((polled[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) read(connection);
+    }
+  }
+  if (!unread_.empty()) {
+    const std::vector<uint64_t> unread = std::exchange(unread_, {});
+    for (const uint64_t id : unread) {
+      if (const auto found = connections_.find(id); found != connections_.end()) read(*found->second);
     }
   }
   run_commands();
@@ -155,6 +193,15 @@ void IoThread::turn(int timeout_ms) {
   if (now_ns_ - checked_ns_ > kCheckEveryNs) check_all();
   hand_over();
   flush();
+}
+
+void IoThread::read(Connection& connection) {
+  switch (connection.read(scratch_.data(), scratch_.size())) {
+    case Connection::Read::over: return close(connection.id());
+    case Connection::Read::more: unread_.push_back(connection.id()); break;
+    case Connection::Read::drained: break;
+  }
+  if (connection.is_dirty) mark(connection);
 }
 
 // Without descriptors to accept with, the listener would have the poller spin: it rests until the next check.
@@ -193,7 +240,7 @@ void IoThread::adopt(int fd, std::string peer) {
     tls = shared_.tls;
   }
   auto connection = std::make_unique<Connection>(fd, id, *this, shared_.config, tls, std::move(peer));
-  watch(poller_, EPOLL_CTL_ADD, fd, EPOLLIN, id);
+  watch(poller_, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLOUT | EPOLLET, id);
   shared_.num_connections.fetch_add(1);
   shared_.num_accepted.fetch_add(1);
   mark(*connection);
@@ -217,7 +264,9 @@ void IoThread::run_commands() {
 
 void IoThread::hand_over() {
   if (events_.empty() && ended_.empty()) return;
-  for (const Event& refused : shared_.inbox.push(events_, ended_)) {
+  const std::vector<Event> all_refused = shared_.inbox.push(events_, ended_);
+  shared_.wake_taker();
+  for (const Event& refused : all_refused) {
     const auto found = connections_.find(refused.call->connection);
     if (found == connections_.end()) continue;
     found->second->session().refuse(refused.call, shared_.config.routes[refused.call->route].queue_full);
@@ -242,10 +291,7 @@ void IoThread::flush() {
 
 void IoThread::flush(Connection& connection) {
   connection.is_dirty = false;
-  if (!connection.write()) return close(connection.id());
-  if (connection.wants_to_write() == connection.is_polled_to_write) return;
-  connection.is_polled_to_write = connection.wants_to_write();
-  watch(poller_, EPOLL_CTL_MOD, connection.fd(), EPOLLIN | (connection.is_polled_to_write ? EPOLLOUT : 0U), connection.id());
+  if (!connection.write()) close(connection.id());
 }
 
 void IoThread::check_all() {

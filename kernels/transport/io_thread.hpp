@@ -1,8 +1,13 @@
-// One thread that owns sockets: accepts, reads, writes, keeps deadlines. Never touches Python.
+// One thread that owns sockets: accepts, reads, writes, keeps deadlines. Never touches Python. To be woken costs more than
+// most requests do, so whoever is awake helps: the thread that takes requests waits for sockets as well, and small answers
+// are written by the thread that has them. A lock sees to it that one of them does at a time.
 #pragma once
+
+#include <sys/epoll.h>
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -31,6 +36,7 @@ struct Shared {
   std::atomic<uint64_t> next_id{1};
   std::mutex tls_lock;
   TlsContext tls;
+  std::function<void()> wake_taker = [] {};
 };
 
 class IoThread final : public Host {
@@ -40,8 +46,12 @@ class IoThread final : public Host {
   ~IoThread() override;
 
   void start();
-  // From any thread: commands for this thread's connections.
+  // From any thread: commands for this thread's connections; a few are carried out at once.
   void post(std::vector<Command>&& commands);
+  // From the thread that takes: waits for sockets in this one's place, and does what they ask for.
+  void help(int timeout_ms);
+  // Has whoever helps look at the inbox.
+  void wake_helper();
   // From any thread: accept no more, and let connections go.
   void drain();
   void stop();
@@ -60,10 +70,12 @@ class IoThread final : public Host {
 
  private:
   void run();
-  void turn(int timeout_ms);
+  void see_to(const epoll_event* polled, int n);
+  void turn(const epoll_event* polled, int n);
   void listen(bool is_on);
   void accept_all();
   void adopt(int fd, std::string peer);
+  void read(Connection& connection);
   void run_commands();
   void hand_over();
   void flush();
@@ -73,6 +85,8 @@ class IoThread final : public Host {
   void begin_drain();
   void close(uint64_t id);
   int sleep_ms();
+  bool has_posted() const { return has_posted_.load(std::memory_order_seq_cst); }
+  void wake();
 
   Shared& shared_;
   const uint32_t index_;
@@ -80,11 +94,14 @@ class IoThread final : public Host {
   int poller_ = -1;
   int waker_ = -1;
   std::thread thread_;
+
+  std::mutex turn_lock_;  // of all from here to the next lock
   int64_t now_ns_ = 0;
   int64_t checked_ns_ = 0;
   TimingWheel wheel_;
   std::unordered_map<uint64_t, std::unique_ptr<Connection>> connections_;
   std::vector<uint64_t> dirty_;
+  std::vector<uint64_t> unread_;  // had more to read than their turn allowed
   std::vector<Event> events_;
   std::vector<Ended> ended_;
   std::vector<uint8_t> scratch_;
@@ -94,7 +111,9 @@ class IoThread final : public Host {
   std::mutex lock_;  // of what other threads post
   std::vector<Command> posted_;
   std::atomic<bool> has_posted_{false};
-  std::atomic<bool> is_asleep_{false};
+  std::atomic<bool> is_helper_waiting_{false};
+  std::atomic<int64_t> wakes_at_ns_{0};
+  std::atomic<int64_t> wheel_hint_ns_{INT64_MAX};  // the earliest timer set since the thread went to sleep
   std::atomic<bool> drain_asked_{false};
   std::atomic<bool> stop_asked_{false};
 };

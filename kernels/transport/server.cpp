@@ -10,12 +10,28 @@ Server::Server(Config config, size_t num_groups, int listener, uint32_t num_thre
     : shared_(std::move(config), num_groups) {
   if (tls != nullptr) shared_.tls = make_tls_context(*tls);
   for (uint32_t i = 0; i < num_threads; i++) threads_.push_back(std::make_unique<IoThread>(shared_, i, listener));
+  shared_.wake_taker = [this] { threads_[0]->wake_helper(); };
 }
 
 Server::~Server() { stop(); }
 
 void Server::start() {
   for (auto& thread : threads_) thread->start();
+}
+
+void Server::wait(int64_t timeout_ns, bool is_busy) {
+  if (is_busy) return shared_.inbox.wait(timeout_ns);
+  const int64_t until_ns = monotonic_ns() + timeout_ns;
+  while (!shared_.inbox.has_any()) {
+    const int64_t left_ns = until_ns - monotonic_ns();
+    if (left_ns <= 0) return;
+    threads_[0]->help(static_cast<int>((left_ns + 999'999) / 1'000'000));
+  }
+}
+
+void Server::wake() {
+  shared_.inbox.wake();
+  shared_.wake_taker();
 }
 
 void Server::post(std::vector<Command>&& commands) {

@@ -25,6 +25,11 @@ class Server {
 
   Inbox& inbox() { return shared_.inbox; }
   void start();
+  // Waits until there is something to take, or `timeout_ns`; from the one thread that takes. Not busy: it waits for the
+  // sockets itself, which saves a waking; where calls come by the batch, an I/O thread reads while it works.
+  void wait(int64_t timeout_ns, bool is_busy);
+  // Has `wait` return.
+  void wake();
   // Commands for whichever threads have their calls. Finishing ones must have been settled.
   void post(std::vector<Command>&& commands);
   // New connections are greeted with these; old ones stay. Throws std::runtime_error and changes nothing where they are wrong.

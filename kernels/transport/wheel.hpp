@@ -1,6 +1,7 @@
 // A hashed timing wheel (Varghese and Lauck 1987, scheme 6): deadlines of many calls, most of which never come.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -48,6 +49,7 @@ class TimingWheel {
   void set(Timer& timer, int64_t at_ns, void* owner) {
     timer.cancel();
     timer.at_ns = at_ns;
+    earliest_set_ns_ = std::min(earliest_set_ns_, at_ns);
     timer.owner = owner;
     int64_t tick = at_ns / kTickNs + 1;  // never early
     if (tick <= done_tick_) tick = done_tick_ + 1;
@@ -86,6 +88,10 @@ class TimingWheel {
     }
   }
 
+  // The earliest time that was set since `forget_earliest`, whatever became of it.
+  int64_t earliest_set_ns() const { return earliest_set_ns_; }
+  void forget_earliest() { earliest_set_ns_ = INT64_MAX; }
+
   // Milliseconds until the next slot with something in it, at most `max_ms`.
   int next_ms(int64_t now_ns, int max_ms) const {
     const int64_t tick = now_ns / kTickNs;
@@ -99,6 +105,7 @@ class TimingWheel {
  private:
   std::array<Timer, kSlots> slots_;
   int64_t done_tick_;
+  int64_t earliest_set_ns_ = INT64_MAX;
 };
 
 }  // namespace headroom

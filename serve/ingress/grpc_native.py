@@ -71,7 +71,7 @@ class NativeGrpcListener:
         self._transport = Transport(
             listener=listening.fileno(), num_threads=num_threads, limits=transport_limits(limits),
             num_groups=table.num_groups, routes=table.native_routes(), methods=table.native_methods(limits),
-            models=table.native_models(), tls=None if tls is None else tls.files, spin_ns=0,
+            models=table.native_models(), tls=None if tls is None else tls.files,
         )  # fmt: skip
         self._open: dict[int, Arrival] = {}
         self._streams: dict[int, ScoredStream] = {}

@@ -21,6 +21,7 @@ from serve.ingress.http_request import HttpRequest
 from serve.ingress.wire import oip_grpc, oip_http
 from serve.ingress.wire.content_encoding import chosen_encoding, compress, decompress
 from serve.ingress.wire.json_errors import Undecodable
+from serve.ingress.wire.oip_layouts import Asked, Layouts
 from serve.pipelines.infer.contract import Inferred, InferRequest, InferResponse
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -119,6 +120,7 @@ class GrpcInferCodec:
 
     def __init__(self, endpoint: InferEndpoint) -> None:
         self._model = endpoint
+        self._layouts = Layouts()
 
     def count_items(self, payload: bytes) -> int:
         """One request counts as one."""
@@ -134,13 +136,19 @@ class GrpcInferCodec:
 
     def decode(self, payload: bytes) -> Decoded:
         """Reads raw or typed contents."""
-        request = oip_grpc.decode_infer(_parse(payload), self._model.spec)
-        return Decoded(self._model.items(request), request)
+        layout = self._layouts.find(payload)
+        if layout is not None:
+            request = layout.read(payload)
+        else:
+            message = _parse(payload)
+            request = oip_grpc.decode_infer(message, self._model.spec)
+            self._layouts.remember(payload, message, request)
+        return Decoded(self._model.items(request), Asked(request, layout))
 
-    def encode(self, request: InferRequest, outcomes: Sequence[Outcome[Any]]) -> Encoded:
+    def encode(self, request: Asked, outcomes: Sequence[Outcome[Any]]) -> Encoded:
         """Raw contents."""
-        message = oip_grpc.encode_infer(self._model.response(request, outcomes), request)
-        return Encoded(message.SerializeToString(), "application/grpc")
+        response = self._model.response(request.request, outcomes)
+        return Encoded(oip_grpc.encode_infer(response, request.request, request.layout), "application/grpc")
 
 
 def model_of(payload: bytes) -> tuple[str, str]:

@@ -20,7 +20,8 @@ from serve.ingress.wire.oip import (
     request_options,
     requested_outputs,
 )
-from serve.ingress.wire.oip_tensors import tensor_from_bytes, tensor_from_numbers, tensor_to_bytes
+from serve.ingress.wire.oip_layouts import Layout, raw_outputs
+from serve.ingress.wire.oip_tensors import datatype_of, tensor_from_bytes, tensor_from_numbers, tensor_to_bytes
 from serve.pipelines.infer.contract import InferRequest, InferResponse, Parameter, RequestedOutput
 
 # Where a datatype's elements are in InferTensorContents; FP16 and BF16 come in raw_input_contents only.
@@ -61,15 +62,31 @@ def decode_infer(message: ModelInferRequest, spec: ModelSpec) -> InferRequest:
     )
 
 
-def encode_infer(response: InferResponse, request: InferRequest) -> ModelInferResponse:
-    """The answer; every tensor is in raw_output_contents, because clients read numbers only from there."""
+def encode_infer(response: InferResponse, request: InferRequest, layout: Layout | None = None) -> bytes:
+    """The answer; every tensor is in raw_output_contents, because clients read numbers only from there.
+
+    `layout` is the request's, if it has one: it remembers what comes before the tensors.
+    """
+    if layout is None or response.parameters:
+        head, answers = _answer_head(response, request)
+    else:
+        answers = [tensor for _, _, tensor in answer_tensors(response, request)]
+        head = layout.answer_head(response.model_version, answers) or b""
+        if not head:
+            head, answers = _answer_head(response, request)
+            layout.remember_answer(response.model_version, answers, head)
+    return raw_outputs(head, [tensor_to_bytes(tensor, datatype_of(tensor)) for tensor in answers])
+
+
+def _answer_head(response: InferResponse, request: InferRequest) -> tuple[bytes, list[Tensor]]:
     message = ModelInferResponse(model_name=response.model_name, model_version=response.model_version, id=request.id)
     for name, value in response.parameters.items():
         message.parameters[name].CopyFrom(_parameter(value))
+    answers = []
     for output, datatype, tensor in answer_tensors(response, request):
         message.outputs.add(name=output.name, datatype=datatype, shape=tensor.shape)
-        message.raw_output_contents.append(tensor_to_bytes(tensor, datatype))
-    return message
+        answers.append(tensor)
+    return message.SerializeToString(), answers
 
 
 def _decode_inputs(message: ModelInferRequest, spec: ModelSpec) -> tuple[dict[str, Tensor], int | None]:

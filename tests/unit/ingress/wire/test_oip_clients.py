@@ -92,7 +92,7 @@ def test_the_grpc_client_understands_tensors(data: st.DataObject, shape: tuple[i
     request = oip_grpc.decode_infer(message, model(datatype))
     assert_same(request.inputs["in0"], tensor)
     answer = oip_grpc.encode_infer(InferResponse("m", "1", {"out0": request.inputs["in0"]}), request)
-    result = triton_grpc.InferResult(ModelInferResponse.FromString(answer.SerializeToString()))
+    result = triton_grpc.InferResult(ModelInferResponse.FromString(answer))
     assert_same(result.as_numpy("out0"), tensor)
 
 
@@ -150,7 +150,7 @@ def test_the_grpc_client_reads_classes() -> None:
     answer = oip_grpc.encode_infer(
         InferResponse("trees", "3", {"output__0": SCORES}), oip_grpc.decode_infer(message, TREES)
     )
-    got = triton_grpc.InferResult(answer).as_numpy("output__0")
+    got = triton_grpc.InferResult(ModelInferResponse.FromString(answer)).as_numpy("output__0")
     assert got.tolist() == [[b"0.600000:2", b"0.200000:1"]]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tritonclient.grpc.service_pb2 import ModelInferRequest
+from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from serve.errors import InvalidInput, Unsupported
 from serve.ingress.wire.oip_grpc import decode_infer, encode_infer
@@ -55,7 +55,7 @@ def test_tensors_of_every_datatype_survive_raw_contents(data: st.DataObject, sha
     wanted = [data.draw(tensors(name, shape)) for name in datatypes]
     outputs = {f"out{index}": tensor for index, tensor in enumerate(wanted)}
     asked = InferRequest({}, tuple(RequestedOutput(name) for name in outputs), batch_size=shape[0])
-    answer = encode_infer(InferResponse("m", "1", outputs), asked)
+    answer = ModelInferResponse.FromString(encode_infer(InferResponse("m", "1", outputs), asked))
     request = ModelInferRequest(raw_input_contents=answer.raw_output_contents)
     for index, output in enumerate(answer.outputs):
         request.inputs.add(name=f"in{index}", datatype=output.datatype, shape=output.shape)
@@ -81,7 +81,8 @@ def test_classes_and_parameters_are_in_the_answer() -> None:
     request.outputs.add(name="output__0").parameters["classification"].int64_param = 1
     scores = {"output__0": np.array([[0.1, 0.9]], dtype=np.float32)}
     parameters = {"b": True, "i": 7, "d": 0.5, "s": "x"}
-    answer = encode_infer(InferResponse("trees", "3", scores, parameters), decode_infer(request, TREES))
+    response = InferResponse("trees", "3", scores, parameters)
+    answer = ModelInferResponse.FromString(encode_infer(response, decode_infer(request, TREES)))
     assert (answer.model_name, answer.model_version) == ("trees", "3")
     assert (answer.outputs[0].datatype, list(answer.outputs[0].shape)) == ("BYTES", [1, 1])
     assert answer.raw_output_contents == [tensor_to_bytes(np.array([b"0.900000:1"]), "BYTES")]
