@@ -55,7 +55,8 @@ class BatchEstimate:
     def __init__(self, q: float = 0.9, *, prior_ns: int = 200_000, max_items: int = 1 << 16) -> None:
         self._buckets = [QuantileEstimate(q) for _ in range(max_items.bit_length() + 1)]
         self._measured_ns: dict[int, int] = {}
-        self._predicted_ns = [prior_ns] * len(self._buckets)
+        self._prior_ns = prior_ns
+        self._predicted_ns: dict[int, int] = {}  # what was asked for since the last sample
 
     def observe(self, items: int, duration_ns: int) -> None:
         """Takes the time one batch of `items` took."""
@@ -63,30 +64,35 @@ class BatchEstimate:
             at = _bucket(items, len(self._buckets))
             self._buckets[at].observe(duration_ns)
             self._measured_ns[at] = self._buckets[at].ns
-            self._predicted_ns = _predictions(self._measured_ns, len(self._buckets))
+            self._predicted_ns.clear()
 
     def predict_ns(self, items: int) -> int:
         """Time a batch of `items` will take, at the estimate's quantile; the prior before anything was seen."""
-        return self._predicted_ns[_bucket(items, len(self._buckets))] if items > 0 else 0
+        if items <= 0:
+            return 0
+        at = _bucket(items, len(self._buckets))
+        predicted_ns = self._predicted_ns.get(at)
+        if predicted_ns is None:
+            predicted_ns = _prediction(self._measured_ns, at) if self._measured_ns else self._prior_ns
+            self._predicted_ns[at] = predicted_ns
+        return predicted_ns
 
 
-def _predictions(measured_ns: dict[int, int], num_sizes: int) -> list[int]:
-    """Per size, 2**0, 2**1 and so on, what is predicted from those measured: at least one."""
-    predicted = [0] * num_sizes
-    largest = max(measured_ns)
-    above, above_ns = largest, measured_ns[largest]
-    for at in range(largest, -1, -1):
-        if at in measured_ns:
-            least_ns = min(above_ns, measured_ns[at])
-            for between in range(at, above):
-                share = ((1 << between) - (1 << at)) / ((1 << above) - (1 << at))
-                predicted[between] = int(least_ns + share * (above_ns - least_ns))
-            above, above_ns = at, least_ns
-    predicted[:above] = [above_ns] * above
+def _prediction(measured_ns: dict[int, int], at: int) -> int:
+    """Of size 2**at, from the sizes measured: at least one."""
+    sizes = sorted(measured_ns, reverse=True)
+    largest = above = sizes[0]
+    above_ns = measured_ns[largest]
+    for size in sizes:
+        least_ns = min(above_ns, measured_ns[size])
+        if size <= at < above:
+            share = ((1 << at) - (1 << size)) / ((1 << above) - (1 << size))
+            return int(least_ns + share * (above_ns - least_ns))
+        above, above_ns = size, least_ns
+    if at < above:
+        return above_ns
     slope_ns = _slope_ns(above, above_ns, largest, measured_ns[largest])
-    for at in range(largest, num_sizes):
-        predicted[at] = int(measured_ns[largest] + slope_ns * ((1 << at) - (1 << largest)))
-    return predicted
+    return int(measured_ns[largest] + slope_ns * ((1 << at) - (1 << largest)))
 
 
 def _slope_ns(smallest: int, smallest_ns: int, largest: int, largest_ns: int) -> float:

@@ -6,10 +6,9 @@ Called per batch of answers, from whichever thread has them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from threading import Lock
 
-import numpy as np
 from msgspec import Struct
 
 from serve.batching.arrival import Arrival, Route
@@ -63,20 +62,18 @@ class Ledger:
         self._access_log.record([self._entry(one, now_ns) for one in settled])
 
     def _settle_route(self, route: Route, group: list[Settled], now_ns: int) -> None:
-        for status, n in Counter([one.status for one in group]).items():
+        for status, n in _counted([one.status for one in group]):
             self.metrics.count_requests(self.protocol, route.codec.endpoint, status, n)
         answered = [one for one in group if one.error is None]
-        if answered:
-            latencies_ns = np.array([now_ns - one.arrival.context.arrived_ns for one in answered], dtype=np.int64)
-            route.metrics.observe_requests(latencies_ns)
+        route.metrics.observe_requests([now_ns - one.arrival.context.arrived_ns for one in answered])
         late = sum([one.arrival.context.deadline.at_ns < now_ns for one in answered])
         degraded = sum([one.degraded != () for one in answered])
-        refusals = Counter([one.error.reason for one in group if isinstance(one.error, Overloaded)])
+        reasons = [one.error.reason for one in group if isinstance(one.error, Overloaded)]
         missed = sum([one.error is not None and one.error.kind == "deadline_exceeded" for one in group])
         route.metrics.count_outcomes(
-            met=len(answered) - late, missed=missed + late, degraded=degraded, refused=refusals.total()
+            met=len(answered) - late, missed=missed + late, degraded=degraded, refused=len(reasons)
         )
-        for reason, n in refusals.items():
+        for reason, n in _counted(reasons):
             route.metrics.count_refusals(reason, n)
 
     def _entry(self, one: Settled, now_ns: int) -> AccessEntry:
@@ -115,3 +112,11 @@ class Ledger:
             bytes_out, context.traceparent, None, (), context.tenant, kind,
         )  # fmt: skip
         self._access_log.record([entry])
+
+
+def _counted(names: Sequence[str]) -> Iterable[tuple[str, int]]:
+    """Each name and how often it occurs; mostly there is one, or none, and a Counter costs more."""
+    if not names:
+        return ()
+    n = names.count(names[0])
+    return ((names[0], n),) if n == len(names) else Counter(names).items()

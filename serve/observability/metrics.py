@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from serve.observability.families import (
     BATCH_ITEMS,
@@ -94,6 +93,10 @@ class Recorder:
         return self._slots(family, labels)[:1].data.cast("B").cast("d")
 
 
+_FEW = 8
+"""So many latencies are added one by one: an array costs more."""
+
+
 class PipelineMetrics(Recorder):
     """Records one pipeline's batches. Thread-safe; each call costs microseconds (`benchmarks/metrics_cost.py`)."""
 
@@ -116,12 +119,15 @@ class PipelineMetrics(Recorder):
         for stage in self._stages:
             self._set(BUDGET, (*self._labels, stage), stage_budgets_ms.get(stage, math.nan) / 1e3)
 
-    def observe_requests(self, latencies_ns: npt.NDArray[np.int64]) -> None:
-        """Adds the end-to-end latencies, int64 [n], of the answered requests of one batch."""
-        if len(latencies_ns) == 0:
-            return
+    def observe_requests(self, latencies_ns: Sequence[int]) -> None:
+        """Adds the end-to-end latencies of the answered requests of one batch."""
+        now_ns = self._clock_ns()
         with self._lock:
-            self._requests.add_many(latencies_ns, self._clock_ns())
+            if len(latencies_ns) > _FEW:
+                self._requests.add_many(np.array(latencies_ns, dtype=np.int64), now_ns)
+                return
+            for latency_ns in latencies_ns:
+                self._requests.add_one(latency_ns, 1, now_ns)
 
     def observe_stage(self, stage: str, duration_ns: int, items: int) -> None:
         """Adds one stage of one batch: its time counts once for each of the `items` that spent it."""
