@@ -54,6 +54,9 @@ class Transport:
     def reply(self, answers: list[Answer]) -> list[int] | None:
         """Ends calls: code, body, message, trailers. Gives the indexes of those that had ended before."""
 
+    def reply_ok(self, answers: list[tuple[Call, bytes, str, int]], stages: str) -> list[int] | None:
+        """`reply` for one batch of good answers: body, request id, ns in the queue; `stages` as `Server-Timing` has them."""
+
     def send(self, call: Call, body: bytes | None, initial_metadata: Metadata | None = None) -> int:
         """A message of a stream; gives how many bytes the client has not taken yet."""
 

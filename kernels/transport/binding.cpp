@@ -181,19 +181,30 @@ class Transport {
       command.status.message = text_of(PyTuple_GET_ITEM(answer, 3), "a message");
       command.status.trailers = metadata_of(PyTuple_GET_ITEM(answer, 4));
     }
-    nb::object lost = nb::none();
-    std::vector<Command> posted;
-    posted.reserve(n);
+    return settle_and_post(commands);
+  }
+
+  // One batch's answers, all of them good: (call, body, request id, ns in the queue). Gives what `reply` does.
+  nb::object reply_ok(nb::list answers, std::string stages) {
+    const size_t n = answers.size();
+    const auto shared_stages = std::make_shared<const std::string>(std::move(stages));
+    if (!is_metadata_value(*shared_stages)) throw nb::value_error("stages are not visible ASCII");
+    std::vector<Command> commands;
+    commands.reserve(n);
     for (size_t i = 0; i < n; i++) {
-      if (commands[i].call->settle()) {
-        posted.push_back(std::move(commands[i]));
-      } else {
-        if (lost.is_none()) lost = nb::list();
-        nb::cast<nb::list>(lost).append(i);
-      }
+      PyObject* answer = PyList_GET_ITEM(answers.ptr(), static_cast<Py_ssize_t>(i));
+      if (!PyTuple_Check(answer) || PyTuple_GET_SIZE(answer) != 4) throw nb::type_error("an answer is not a tuple of four");
+      Command& command = commands.emplace_back();
+      command.call = handle_of(PyTuple_GET_ITEM(answer, 0)).call;
+      command.has_body = true;
+      command.body = text_of(PyTuple_GET_ITEM(answer, 1), "a body");
+      command.status.request_id = text_of(PyTuple_GET_ITEM(answer, 2), "a request id");
+      command.status.queue_ns = PyLong_AsLongLong(PyTuple_GET_ITEM(answer, 3));
+      if (PyErr_Occurred() != nullptr) throw nb::python_error();
+      if (!is_metadata_value(command.status.request_id)) throw nb::value_error("a request id is not visible ASCII");
+      command.status.stages = shared_stages;
     }
-    server_->post(std::move(posted));
-    return lost;
+    return settle_and_post(commands);
   }
 
   // A message of a stream, or its first metadata alone. Gives the bytes of its answers that the client has not taken yet.
@@ -255,6 +266,22 @@ class Transport {
   }
 
  private:
+  nb::object settle_and_post(std::vector<Command>& commands) {
+    nb::object lost = nb::none();
+    std::vector<Command> posted;
+    posted.reserve(commands.size());
+    for (size_t i = 0; i < commands.size(); i++) {
+      if (commands[i].call->settle()) {
+        posted.push_back(std::move(commands[i]));
+      } else {
+        if (lost.is_none()) lost = nb::list();
+        nb::cast<nb::list>(lost).append(i);
+      }
+    }
+    server_->post(std::move(posted));
+    return lost;
+  }
+
   static const Handle& handle_of(PyObject* object) {
     if (!nb::isinstance<Handle>(object)) throw nb::type_error("not a Call");
     return *nb::inst_ptr<Handle>(object);
@@ -317,6 +344,7 @@ NB_MODULE(_transport, module) {
       .def("start", &Transport::start)
       .def("take", &Transport::take, nb::arg("timeout_s"))
       .def("reply", &Transport::reply, nb::arg("answers"))
+      .def("reply_ok", &Transport::reply_ok, nb::arg("answers"), nb::arg("stages"))
       .def("send", &Transport::send, nb::arg("call"), nb::arg("body").none(), nb::arg("initial_metadata").none() = nb::none())
       .def("grant", &Transport::grant, nb::arg("call"), nb::arg("messages"))
       .def("limit", &Transport::limit, nb::arg("call"), nb::arg("deadline_ns"))

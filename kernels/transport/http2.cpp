@@ -1,6 +1,7 @@
 #include "http2.hpp"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 
@@ -185,6 +186,12 @@ void Headers::add(const Metadata& metadata) {
 void Headers::add(const Status& status) {
   if (status.code == kOk) add_literal("grpc-status", "0");
   else add("grpc-status", keep(std::to_string(status.code)));
+  if (status.stages != nullptr) {
+    char queue[48];
+    const int size = snprintf(queue, sizeof queue, "queue;dur=%.3f", static_cast<double>(status.queue_ns) / 1e6);
+    add("x-request-id", status.request_id);
+    add("server-timing", keep(std::string(queue, static_cast<size_t>(size)) + *status.stages));
+  }
   if (!status.message.empty()) add("grpc-message", keep(percent_encode(status.message)));
   add(status.trailers);
 }

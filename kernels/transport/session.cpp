@@ -73,7 +73,7 @@ int Session::on_header(Stream& stream, std::string_view name, std::string_view v
     if (name == ":method") stream.verb = value;
     return 0;
   }
-  if (name == "te" || name == "user-agent") return 0;
+  if (name == "te" || name == "user-agent" || name == "accept" || name == "accept-encoding" || name == "content-length") return 0;
   if (name == "content-type") {
     stream.content_type = value;
     return 0;

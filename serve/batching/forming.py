@@ -31,7 +31,7 @@ class Formed:
     @property
     def num_items(self) -> int:
         """Rows in the batch."""
-        return sum(a.items for a in self.run)
+        return sum([a.items for a in self.run])
 
 
 def form(waiting: Sequence[Arrival], now_ns: int, ladder: Ladder, max_items: int) -> Formed:
@@ -43,8 +43,8 @@ def form(waiting: Sequence[Arrival], now_ns: int, ladder: Ladder, max_items: int
     """
     formed = Formed()
     head = _split_head(waiting, now_ns, max_items, formed)
-    full_ns = ladder.predict_ns(0, sum(a.items for a in head))
-    tight = [a for a in head if a.context.deadline.at_ns - now_ns < full_ns]
+    fitting_ns = now_ns + ladder.predict_ns(0, sum([a.items for a in head]))
+    tight = [a for a in head if a.context.deadline.at_ns < fitting_ns]
     if not tight:
         formed.run = head
         return formed

@@ -43,6 +43,7 @@ _TALLY_EVERY_NS = 100_000_000
 
 NativeCall = Any
 NativeAnswer = tuple[NativeCall, int, bytes | None, str, Trailing]
+NativeGood = tuple[NativeCall, bytes, str, int]
 NativeRequest = tuple[NativeCall, bytes, int, int, int, bool]
 
 
@@ -112,37 +113,46 @@ class NativeGrpcListener:
             log.error("the gRPC port keeps its former certificate: %s", error)
 
     def reply(self, answers: Sequence[Answer]) -> None:
-        """One call into the transport per batch. From any thread."""
-        replies: list[NativeAnswer] = []
-        replied: list[Answer] = []
+        """One call into the transport per batch, and one more where some have an error. From any thread."""
+        good: list[NativeGood] = []
+        other: list[NativeAnswer] = []
+        were_good: list[Answer] = []
+        were_other: list[Answer] = []
         for answer in answers:
             arrival = answer.arrival
-            token = arrival.token
+            token, context, encoded = arrival.token, arrival.context, answer.encoded
             if arrival.is_answered:
                 continue
             if isinstance(token, ScoredStream):
                 if token.deliver(answer):
                     arrival.is_answered = True
-                    self._settle([_settled(answer)])
-                continue
-            error = answer.error
-            trailing = answer_trailing(answer)
-            if error is None:
-                assert answer.encoded is not None
-                replies.append((token, 0, answer.encoded.body, "", trailing))
+                    self._settle([answer])
+            elif encoded is None:
+                error = answer.error
+                assert error is not None
+                other.append((token, grpc_status(error), None, error.message, answer_trailing(answer)))
+                were_other.append(answer)
+            elif context.traceparent is not None or answer.server_timing != answers[0].server_timing:
+                other.append((token, 0, encoded.body, "", answer_trailing(answer)))
+                were_other.append(answer)
             else:
-                replies.append((token, grpc_status(error), None, error.message, trailing))
-            replied.append(answer)
-        if not replies:
-            return
-        lost = self._transport.reply(replies)
-        if lost is not None:  # ended meanwhile: the transport says so in an event of its own
+                good.append((token, encoded.body, context.request_id, answer.queue_ns))
+                were_good.append(answer)
+        if good:
+            self._replied(were_good, self._transport.reply_ok(good, answers[0].server_timing))
+        if other:
+            self._replied(were_other, self._transport.reply(other))
+
+    def _replied(self, answers: list[Answer], lost: list[int] | None) -> None:
+        """Those that had ended before are not ours to settle: the transport says so in an event of its own."""
+        if lost is not None:
             gone = frozenset(lost)
-            replied = [answer for i, answer in enumerate(replied) if i not in gone]
-        for answer in replied:
-            answer.arrival.is_answered = True
-            self._open.pop(answer.arrival.token.id, None)
-        self._settle([_settled(answer) for answer in replied])
+            answers = [answer for i, answer in enumerate(answers) if i not in gone]
+        for answer in answers:
+            arrival = answer.arrival
+            arrival.is_answered = True
+            self._open.pop(arrival.token.id, None)
+        self._settle(answers)
 
     # Thread
 
@@ -159,6 +169,7 @@ class NativeGrpcListener:
             self._enter(requests)
         for call, kind, payload, code in events:
             self._on_event(call, kind, payload, code)
+        self._others.flush()
         if self._to_dispatch:
             for index in tuple(self._to_dispatch):
                 self._to_dispatch.discard(index)
@@ -302,18 +313,18 @@ class NativeGrpcListener:
         if arrival is not None:
             arrival.is_answered = True
             arrival.context.cancelled = code == _CANCELLED
-            self._settle([_settled(Answer(arrival, None, error))])
+            self._settle([Answer(arrival, None, error)])
         elif (stream := self._streams.pop(call.id, None)) is None:
             self._others.end(call, is_cancelled=code == _CANCELLED)
         else:
             for arrival in stream.abandon():
                 arrival.is_answered = arrival.context.cancelled = True
-                self._settle([_settled(Answer(arrival, None, error))])
+                self._settle([Answer(arrival, None, error)])
 
     # Accounts
 
-    def _settle(self, settled: Sequence[Settled]) -> None:
-        self._ledger.settle(settled, time.monotonic_ns())
+    def _settle(self, answers: Sequence[Answer]) -> None:
+        self._ledger.settle([_settled(answer) for answer in answers], time.monotonic_ns())
 
     def _count_unseen(self) -> None:
         """What the transport refused, or what ended in its queues."""

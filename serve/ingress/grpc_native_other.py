@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import Any, NamedTuple
 
 from serve.context import RequestContext
 from serve.errors import HeadroomError, Internal
@@ -32,6 +32,7 @@ class OtherCalls:
         self._methods = methods
         self._ledger = ledger
         self._running: dict[int, AsyncWork | AsyncStream] = {}
+        self._ended: list[_Ended] = []
         self._loop = AsyncLoop("listener-grpc-async")
 
     def start(self) -> None:
@@ -57,11 +58,11 @@ class OtherCalls:
                 log.exception("method failed", extra={"request_id": context.request_id})
                 error = Internal()
         if isinstance(body, bytes):
-            return self._end(call, path, len(payload), body, context, error)
+            return self._ended.append(_Ended(call, path, len(payload), body, context, error))
 
         def done(body: bytes, error: HeadroomError | None) -> None:
             self._running.pop(call.id, None)
-            self._end(call, path, len(payload), body, context, error)
+            self._reply([_Ended(call, path, len(payload), body, context, error)])
 
         work = self._running[call.id] = AsyncWork(context, done)
         return work.start(self._loop, body)
@@ -70,11 +71,11 @@ class OtherCalls:
         """A stream, or the `error` that stands in its way."""
         self._ledger.opened(1)
         if error is not None:
-            return self._end(call, path, 0, b"", context, error)
+            return self._ended.append(_Ended(call, path, 0, None, context, error))
 
         def done(error: HeadroomError | None) -> None:
             self._running.pop(call.id, None)
-            self._end(call, path, 0, None, context, error)
+            self._reply([_Ended(call, path, 0, None, context, error)])
 
         stream = self._running[call.id] = AsyncStream(call, self._transport, context, done)
         return stream.start(self._loop, self._methods.streams[path])
@@ -97,18 +98,43 @@ class OtherCalls:
         if running is not None:
             running.cancel(is_cancelled=is_cancelled)
 
-    def _end(
-        self, call: NativeCall, path: str, bytes_in: int, body: bytes | None, context: RequestContext,
-        error: HeadroomError | None,
-    ) -> None:  # fmt: skip
-        trailing: Trailing = (("x-request-id", context.request_id),)
-        code, kind = 0, None
-        if error is None:
-            lost = self._transport.reply([(call, 0, body, "", trailing)])
-        else:
-            code, kind, body = grpc_status(error), error.kind, None
-            lost = self._transport.reply([(call, code, None, error.message, trailing + error_trailing(error))])
-        if lost is not None:
-            code, kind = (_CANCELLED, "cancelled") if context.cancelled else (_DEADLINE_EXCEEDED, "deadline_exceeded")
-        label, bytes_out = path.rpartition("/")[2], 0 if body is None else len(body)
-        self._ledger.record_other(context, label, code, bytes_in, bytes_out, time.monotonic_ns(), kind)
+    def flush(self) -> None:
+        """Sends the answers of one turn together."""
+        if self._ended:
+            ended, self._ended = self._ended, []
+            self._reply(ended)
+
+    def _reply(self, ended: Sequence[_Ended]) -> None:
+        """From any thread."""
+        lost = self._transport.reply([one.answer() for one in ended])
+        gone = frozenset(lost or ())
+        now_ns = time.monotonic_ns()
+        for i, one in enumerate(ended):
+            code, kind = one.outcome(is_lost=i in gone)
+            label, bytes_out = one.path.rpartition("/")[2], 0 if one.body is None else len(one.body)
+            self._ledger.record_other(one.context, label, code, one.bytes_in, bytes_out, now_ns, kind)
+
+
+class _Ended(NamedTuple):
+    """A call and its answer."""
+
+    call: NativeCall
+    path: str
+    bytes_in: int
+    body: bytes | None
+    context: RequestContext
+    error: HeadroomError | None
+
+    def answer(self) -> tuple[NativeCall, int, bytes | None, str, Trailing]:
+        """As the transport takes it."""
+        trailing: Trailing = (("x-request-id", self.context.request_id),)
+        if self.error is None:
+            return self.call, 0, self.body, "", trailing
+        return self.call, grpc_status(self.error), None, self.error.message, trailing + error_trailing(self.error)
+
+    def outcome(self, *, is_lost: bool) -> tuple[int, str | None]:
+        """Status code and kind of error; of a call that had ended before it was answered, why it had."""
+        if is_lost:
+            is_cancelled = self.context.cancelled
+            return (_CANCELLED, "cancelled") if is_cancelled else (_DEADLINE_EXCEEDED, "deadline_exceeded")
+        return (0, None) if self.error is None else (grpc_status(self.error), self.error.kind)

@@ -54,7 +54,7 @@ def _joinable(items: Sequence[InferRequest], max_rows: int) -> list[list[int]]:
     groups: list[list[int]] = []
     latest: dict[object, tuple[list[int], int]] = {}
     for i, item in enumerate(items):
-        shape = tuple((name, tensor.shape[1:]) for name, tensor in sorted(item.inputs.items()))
+        shape = _shape(item)
         group, rows = latest.get(shape, ([], max_rows))
         rows += item.batch_size or 0
         if rows > max_rows:
@@ -65,10 +65,21 @@ def _joinable(items: Sequence[InferRequest], max_rows: int) -> list[list[int]]:
     return groups
 
 
+def _shape(item: InferRequest) -> object:
+    """Equal where tensors can be joined."""
+    if len(item.inputs) == 1:
+        ((name, tensor),) = item.inputs.items()
+        return name, tensor.shape[1:]
+    return tuple((name, tensor.shape[1:]) for name, tensor in sorted(item.inputs.items()))
+
+
 def _run_group(model: Model, items: Sequence[InferRequest]) -> list[Mapping[str, Tensor]]:
     if len(items) == 1:
         return [model.infer(items[0].inputs)]
     joined = {name: np.concatenate([item.inputs[name] for item in items]) for name in items[0].inputs}
     bounds = list(accumulate([item.batch_size or 0 for item in items], initial=0))
     outputs = model.infer(joined)
+    if len(outputs) == 1:
+        ((name, tensor),) = outputs.items()
+        return [{name: tensor[begin:end]} for begin, end in pairwise(bounds)]
     return [{name: tensor[begin:end] for name, tensor in outputs.items()} for begin, end in pairwise(bounds)]
