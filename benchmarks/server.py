@@ -10,6 +10,7 @@ import json
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,14 @@ def is_replica(command_line: str) -> bool:
 
 
 class HeadroomServer(Subject):
-    """`with HeadroomServer(folder) as server:` answers when the block begins."""
+    """`with HeadroomServer(folder) as server:` answers when the block begins. `listen` and `models` are added to what the
+    configuration says of them.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, listen: Mapping[str, Any] | None = None, models: Mapping[str, Any] | None = None
+    ) -> None:
+        self._changes = (listen or {}, models or {})
         folder.mkdir(parents=True, exist_ok=True)
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self.run_dir = folder / "run"
@@ -57,6 +63,9 @@ class HeadroomServer(Subject):
         config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
         args = config["applications"][0]["args"]
         args["listen"].update(http_port=self.http_port, grpc_port=self.grpc_port, metrics_port=self.metrics_port)
+        listen, models = self._changes
+        args["listen"].update(listen)
+        args.setdefault("models", {}).update(models)
         args["features"]["path"] = str(folder / "features")
         args["run_dir"] = str(self.run_dir)
         return config

@@ -72,13 +72,19 @@ struct Callbacks {
     Session& self = of(user);
     Stream& one = *static_cast<Stream*>(source->ptr);
     self.pulled_->append(reinterpret_cast<const char*>(head), 9);
-    self.pulled_->append(one.out, one.out_at, length);
-    one.out_at += length;
-    one.moved_ns = self.host_.now_ns();
-    if (one.out_at == one.out.size()) {
-      one.out = std::string();
-      one.out_at = 0;
+    for (size_t left = length; left > 0;) {
+      const std::string& chunk = one.out.front();
+      const size_t n = std::min(left, chunk.size() - one.out_at);
+      self.pulled_->append(chunk, one.out_at, n);
+      left -= n;
+      one.out_at += n;
+      if (one.out_at == chunk.size()) {
+        one.out.pop_front();
+        one.out_at = 0;
+      }
     }
+    one.out_bytes -= length;
+    one.moved_ns = self.host_.now_ns();
     if (!one.call->is_unary) {
       const auto size = static_cast<int64_t>(length);
       const int64_t before = one.call->unsent_bytes.fetch_sub(size);
@@ -100,7 +106,7 @@ struct Callbacks {
   }
 
   static ssize_t read(nghttp2_session* session, Stream& one, size_t length, uint32_t* flags) {
-    const size_t waiting = one.out.size() - one.out_at;
+    const size_t waiting = one.out_bytes;
     if (waiting == 0 && !one.is_finishing) return NGHTTP2_ERR_DEFERRED;
     const size_t size = std::min(waiting, length);
     if (size > 0) *flags |= NGHTTP2_DATA_FLAG_NO_COPY;

@@ -16,6 +16,8 @@ constexpr double kControlBurst = 200, kControlPerS = 20, kControlPerRequest = 2;
 constexpr double kResetBurst = 2000, kResetPerS = 500;
 // Smaller answers are not worth packing.
 constexpr size_t kPackAbove = 1024;
+// Smaller messages are copied behind their prefixes, larger ones stay where they are.
+constexpr size_t kJoinUpTo = 1024;
 
 constexpr std::string_view kServed = "identity,deflate,gzip";
 
@@ -320,12 +322,12 @@ void Session::apply(Command& command) {
       break;
     case Command::Kind::message:
       if (!stream->has_sent_headers) send_headers(*stream, command.initial_metadata);
-      if (command.has_body) send_message(*stream, command.body);
+      if (command.has_body) send_message(*stream, std::move(command.body));
       resume(*stream);
       break;
     case Command::Kind::finish:
       if (!stream->has_sent_headers && (command.has_body || !command.initial_metadata.empty())) send_headers(*stream, command.initial_metadata);
-      if (command.has_body) send_message(*stream, command.body);
+      if (command.has_body) send_message(*stream, std::move(command.body));
       finish(*stream, std::move(command.status));
       break;
   }
@@ -333,15 +335,19 @@ void Session::apply(Command& command) {
 
 // Answers
 
-void Session::send_message(Stream& stream, std::string_view body) {
+void Session::send_message(Stream& stream, std::string&& body) {
   if (stream.out.empty()) stream.moved_ns = host_.now_ns();
-  if (stream.answer_encoding != Encoding::identity && body.size() > kPackAbove) {
-    const std::string packed = deflate_message(stream.answer_encoding, body);
-    append_prefix(stream.out, true, packed.size());
-    stream.out += packed;
+  const bool is_packed = stream.answer_encoding != Encoding::identity && body.size() > kPackAbove;
+  if (is_packed) body = deflate_message(stream.answer_encoding, body);
+  std::string prefix;
+  append_prefix(prefix, is_packed, body.size());
+  stream.out_bytes += kPrefixBytes + body.size();
+  if (body.size() <= kJoinUpTo) {
+    prefix += body;
+    stream.out.push_back(std::move(prefix));
   } else {
-    append_prefix(stream.out, false, body.size());
-    stream.out += body;
+    stream.out.push_back(std::move(prefix));
+    stream.out.push_back(std::move(body));
   }
 }
 

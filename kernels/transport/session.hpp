@@ -90,8 +90,9 @@ struct Stream {
   size_t unconsumed_bytes = 0;
 
   // what goes
-  std::string out;
+  std::deque<std::string> out;  // prefixes and messages; the first one from out_at on
   size_t out_at = 0;
+  size_t out_bytes = 0;
   int64_t moved_ns = 0;  // when the client last took something, or had nothing to take
   bool has_sent_headers = false;
   bool is_finishing = false;
@@ -140,7 +141,7 @@ class Session {
   void consume(Stream& stream);
   void answer_http(Stream& stream, const char* status);
   void fail(Stream& stream, int code, std::string message, Unseen what = Unseen::invalid);
-  void send_message(Stream& stream, std::string_view body);
+  void send_message(Stream& stream, std::string&& body);
   void send_headers(Stream& stream, const Metadata& metadata);
   void finish(Stream& stream, Status&& status);
   void resume(Stream& stream);
