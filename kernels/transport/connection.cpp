@@ -45,7 +45,10 @@ bool Connection::handshake() {
   if (!ssl_ || SSL_is_init_finished(ssl_.get())) return true;
   ERR_clear_error();
   const int result = SSL_do_handshake(ssl_.get());
-  if (result == 1) return true;
+  if (result == 1) {
+    is_dirty = true;  // our settings, which some clients wait for
+    return true;
+  }
   const int error = SSL_get_error(ssl_.get(), result);
   is_blocked_ = error == SSL_ERROR_WANT_WRITE;
   return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE;

@@ -136,6 +136,9 @@ class AioGrpcListener:
 
     async def answer_scored(self, route: Route, messages: AsyncIterator[bytes], call: Any) -> None:
         """A bidirectional stream: each message is an arrival of its own."""
+        _, error = self._context(call, route.budget_ms)
+        if error is not None:
+            await self._refuse(call, b"", error)
         stream = ScoreStream(route, call, self.limits.max_streams_per_connection)
         await stream.run(messages, partial(self.admit, route))
 

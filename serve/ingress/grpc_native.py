@@ -252,7 +252,7 @@ class NativeGrpcListener:
         """A call that no batch answers, or one whose route only Python can see."""
         context, error = self._context(call)
         path = self._table.paths[index]
-        if error is not None or path in self._methods.direct:
+        if path in self._methods.direct:
             return self._others.answer(call, path, payload, context, error)
         try:
             route = self._methods.route(path, payload)
@@ -261,7 +261,7 @@ class NativeGrpcListener:
         self._ledger.opened(1)
         arrival = Arrival(context, payload, route, route.codec.count_items(payload), self, call)
         self._open[call.id] = arrival
-        error = self._limit(arrival, route.codec.timeout_us)
+        error = error or self._limit(arrival, route.codec.timeout_us)
         if error is not None:
             return self.reply([Answer(arrival, None, error)])
         return self._push(self._table.index_of(route), [arrival], time.monotonic_ns())
