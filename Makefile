@@ -3,6 +3,7 @@
 # make test    set everything up and run the tests
 # make test-e2e  all end-to-end tests: limits, bad clients, changes under load, kill -9 (a quarter of an hour)
 # make check   lint, format, types, import contracts, generated code, the README's figures
+# make fuzz    fuzz the native transport for SECONDS=60 a target; make sanitize runs it under the sanitizers
 # make bench   list the benchmarks; make bench NAME=fraud runs one
 # make lock    resolve requirements/*.in into the pinned locks
 PYTHON ?= python3
@@ -21,7 +22,7 @@ DEV_STAMP := $(call stamp,dev)
 # Ray: workers at the shell's priority, no usage report, and the token that `serve deploy` needs as well.
 RAY_ENV := RAY_AUTH_MODE=token RAY_worker_niceness=0 RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 
-.PHONY: serve deploy test test-e2e check bench lock protos load-generator native clean
+.PHONY: serve deploy test test-e2e check bench lock protos load-generator native node-packages fuzz sanitize clean
 .DEFAULT_GOAL := serve
 
 serve: $(SERVE_STAMP) native
@@ -31,7 +32,7 @@ serve: $(SERVE_STAMP) native
 deploy: $(SERVE_STAMP)
 	@env $(RAY_ENV) $(BIN)/serve deploy $(CONFIG)
 
-test: $(DEV_STAMP) native load-generator
+test: $(DEV_STAMP) native load-generator node-packages
 	@echo "==> tests"
 	@env $(RAY_ENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
 
@@ -77,6 +78,20 @@ load-generator:
 native: | $(BIN)/python
 	@sh requirements/debian.sh $(if $(wildcard $(DEV_STAMP)),dev,serve)
 	@$(BIN)/python -m kernels.transport.build
+
+# Node's gRPC client, one of those that the transport is tested with; skipped where there is no npm.
+node-packages:
+	@command -v npm >/dev/null || exit 0; [ -d .build/node/node_modules/@grpc/grpc-js ] || \
+	  npm install --silent --no-audit --no-fund --prefix .build/node @grpc/grpc-js@1.14.7 || true
+
+fuzz:
+	@sh requirements/debian.sh check
+	@$(MAKE) --no-print-directory -C kernels/transport/check fuzz SECONDS=$(or $(SECONDS),60)
+
+sanitize: $(DEV_STAMP)
+	@sh requirements/debian.sh check
+	@$(MAKE) --no-print-directory -C kernels/transport/check sanitize SECONDS=$(or $(SECONDS),10)
+	@sh kernels/transport/check/binding.sh $(abspath $(BIN)/python)
 
 protos: $(DEV_STAMP)
 	@$(BIN)/python protos/generate.py

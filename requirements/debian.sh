@@ -1,6 +1,6 @@
 #!/bin/sh
-# Debian packages, by what needs them: `serve` (the native transport's headers) or `dev` (tests and benchmarks: the load
-# generator's HTTP/2, wrk and h2load to compare it with, a browser, Redis).
+# Debian packages, by what needs them: `serve` (the native transport's headers), `dev` (tests and benchmarks: wrk and h2load
+# beside our load generator, a browser, Redis, Node), `check` (fuzzers and sanitizers).
 missing=""
 have() { command -v "$1" >/dev/null; }
 [ -e /usr/include/nghttp2/nghttp2.h ] || missing="$missing libnghttp2-dev"
@@ -13,6 +13,12 @@ if [ "$1" = dev ]; then
   have redis-server || missing="$missing redis-server"
   have chromium || missing="$missing chromium"
   have openssl || missing="$missing openssl"
+  have curl || missing="$missing curl"
+  have npm || missing="$missing npm"
+fi
+if [ "$1" = check ]; then
+  have clang++ || missing="$missing clang"
+  have h2load || missing="$missing nghttp2-client"
 fi
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && have apt-get; then

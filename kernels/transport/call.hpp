@@ -33,9 +33,9 @@ struct Status {
   std::string message;
   Metadata trailers;
   // Of an answered request: `x-request-id`, and `server-timing` from its time in the queue and its batch's stages.
-  std::string request_id;
+  std::string request_id = {};
   int64_t queue_ns = 0;
-  std::shared_ptr<const std::string> stages;
+  std::shared_ptr<const std::string> stages = nullptr;
 };
 
 // Bytes that were received and not yet handed to Python, of the whole server.

@@ -1,0 +1,1 @@
+"""Fuzzers and sanitizers of the transport: `make fuzz`, `make sanitize`."""
