@@ -68,6 +68,16 @@ def peers(result: Result) -> str:
     ))  # fmt: skip
 
 
+def transport(result: Result) -> str:
+    """One line per server and number of streams, then a method that does nothing."""
+    head = ("load", "requests/s", "p50 ms", "p99 ms", "refused or late", "server CPU µs/request")
+    rows = [*result["infer"].values(), *(row for row in result["front_ends"]["rows"].values())]
+    return _table(head, (
+        [row["name"], _count(row["ok_per_s"]), _ms(row["p50_ms"]), _ms(row["p99_ms"]), _refused(row),
+         _count(row["server_cpu_us_per_request"])] for row in rows
+    ))  # fmt: skip
+
+
 def trees(result: Result) -> str:
     """Median microseconds per call for a few batch sizes."""
     sizes = [size for size in _TREE_ROWS if size in result["rows"]]
@@ -99,7 +109,9 @@ def _discrimination(measures: dict[str, float]) -> tuple[str, ...]:
     return tuple(f"{measures[name]:.3f}" for name in ("auc_roc", "average_precision", "card_precision_at_100"))
 
 
-TABLES: dict[str, Callable[[Result], str]] = {"fraud": fraud, "peers": peers, "trees": trees, "profile": profile}
+TABLES: dict[str, Callable[[Result], str]] = {
+    "fraud": fraud, "peers": peers, "transport": transport, "trees": trees, "profile": profile,
+}  # fmt: skip
 CARD_TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {"fraud_model": ("fraud_ensemble", fraud_model)}
 """Blocks that come from a model's metrics.json: the model, and what draws the table."""
 

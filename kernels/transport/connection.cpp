@@ -93,7 +93,6 @@ Connection::Read Connection::read(uint8_t* scratch, size_t size) {
     has_pinged_ = false;
     is_dirty = true;
     if (!session_.feed(scratch, static_cast<size_t>(n))) is_ending_ = true;
-    else is_established_ = true;
     if (!ssl_ && static_cast<size_t>(n) < size) return Read::drained;
   }
   return Read::more;
@@ -126,8 +125,8 @@ bool Connection::write() {
 }
 
 void Connection::drain() {
-  if (!is_established_ || drain_ == Drain::final) {
-    is_ending_ = is_ending_ || !is_established_;
+  if (!session_.is_established() || drain_ == Drain::final) {
+    is_ending_ = is_ending_ || !session_.is_established();
     return;
   }
   if (drain_ == Drain::none) {
@@ -143,12 +142,12 @@ void Connection::drain() {
 
 bool Connection::check() {
   const int64_t now_ns = host_.now_ns();
-  if (!is_established_ && now_ns - opened_ns_ > limits_.handshake_timeout_ns) return false;
+  if (!session_.is_established() && now_ns - opened_ns_ > limits_.handshake_timeout_ns) return false;
   if (is_blocked_ && now_ns - blocked_since_ns_ > limits_.write_timeout_ns) return false;
   if (session_.reset_stalled(now_ns - limits_.write_timeout_ns)) is_dirty = true;
   const int64_t silent_ns = now_ns - heard_ns_;
   if (has_pinged_ && silent_ns > limits_.keepalive_ns + limits_.keepalive_timeout_ns) return false;
-  if (is_established_ && !has_pinged_ && silent_ns > limits_.keepalive_ns) {
+  if (session_.is_established() && !has_pinged_ && silent_ns > limits_.keepalive_ns) {
     has_pinged_ = true;
     session_.ping();
     is_dirty = true;

@@ -55,7 +55,6 @@ class Connection {
   std::string out_;
   size_t out_at_ = 0;
   bool is_blocked_ = false;
-  bool is_established_ = false;  // the client has shown that it speaks HTTP/2
   bool is_ending_ = false;       // closed once everything is written
   bool has_pinged_ = false;
   Drain drain_ = Drain::none;

@@ -85,11 +85,7 @@ struct Callbacks {
     }
     one.out_bytes -= length;
     one.moved_ns = self.host_.now_ns();
-    if (!one.call->is_unary) {
-      const auto size = static_cast<int64_t>(length);
-      const int64_t before = one.call->unsent_bytes.fetch_sub(size);
-      if (before >= kUnsentLow && before - size < kUnsentLow) self.host_.deliver({one.call, Event::Kind::writable, kOk, {}});
-    }
+    self.count_unsent(one, -static_cast<int64_t>(length));
     return 0;
   }
 

@@ -337,10 +337,12 @@ void Session::apply(Command& command) {
 
 void Session::send_message(Stream& stream, std::string&& body) {
   if (stream.out.empty()) stream.moved_ns = host_.now_ns();
+  const auto declared = static_cast<int64_t>(body.size());  // as Python has counted it
   const bool is_packed = stream.answer_encoding != Encoding::identity && body.size() > kPackAbove;
   if (is_packed) body = deflate_message(stream.answer_encoding, body);
   std::string prefix;
   append_prefix(prefix, is_packed, body.size());
+  count_unsent(stream, static_cast<int64_t>(kPrefixBytes + body.size()) - declared);
   stream.out_bytes += kPrefixBytes + body.size();
   if (body.size() <= kJoinUpTo) {
     prefix += body;
@@ -349,6 +351,13 @@ void Session::send_message(Stream& stream, std::string&& body) {
     stream.out.push_back(std::move(prefix));
     stream.out.push_back(std::move(body));
   }
+}
+
+// Bytes of a stream that wait for the client; Python hears of it when they become few.
+void Session::count_unsent(Stream& stream, int64_t difference) {
+  if (stream.call->is_unary) return;
+  const int64_t before = stream.call->unsent_bytes.fetch_add(difference);
+  if (before >= kUnsentLow && before + difference < kUnsentLow) host_.deliver({stream.call, Event::Kind::writable, kOk, {}});
 }
 
 void Session::send_headers(Stream& stream, const Metadata& metadata) {
@@ -394,8 +403,8 @@ int Session::on_control_frame(const nghttp2_frame& frame) {
   const bool is_ack = (frame.hd.flags & NGHTTP2_FLAG_ACK) != 0;
   bool is_allowed = true;
   switch (frame.hd.type) {
-    case NGHTTP2_PING:
-    case NGHTTP2_SETTINGS: is_allowed = is_ack || control_frames_.spend(host_.now_ns()); break;
+    case NGHTTP2_SETTINGS: has_settings_ = true; [[fallthrough]];
+    case NGHTTP2_PING: is_allowed = is_ack || control_frames_.spend(host_.now_ns()); break;
     case NGHTTP2_PRIORITY: is_allowed = control_frames_.spend(host_.now_ns()); break;
     case NGHTTP2_RST_STREAM: is_allowed = resets_.spend(host_.now_ns()); break;
     case NGHTTP2_DATA:

@@ -121,6 +121,8 @@ class Session {
   void ping();
   void announce_drain();
   void finish_drain();
+  // Whether the client has shown that it speaks HTTP/2.
+  bool is_established() const { return has_settings_; }
   size_t num_streams() const { return streams_.size(); }
 
  private:
@@ -142,6 +144,7 @@ class Session {
   void answer_http(Stream& stream, const char* status);
   void fail(Stream& stream, int code, std::string message, Unseen what = Unseen::invalid);
   void send_message(Stream& stream, std::string&& body);
+  void count_unsent(Stream& stream, int64_t difference);
   void send_headers(Stream& stream, const Metadata& metadata);
   void finish(Stream& stream, Status&& status);
   void resume(Stream& stream);
@@ -154,6 +157,7 @@ class Session {
   nghttp2_session* session_ = nullptr;
   std::unordered_map<int32_t, std::unique_ptr<Stream>> streams_;
   std::string* pulled_ = nullptr;
+  bool has_settings_ = false;
   Allowance control_frames_;
   Allowance resets_;
   bool is_abused_ = false;

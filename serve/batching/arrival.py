@@ -115,7 +115,7 @@ class Arrival(Struct, eq=False):
     token: Any
     """What the listener needs to answer: a connection, a future, a stream."""
     is_answered: bool = False
-    """Set by the listener's thread alone, by whoever is first: result, deadline or departure."""
+    """Set by the listener, by whoever is first: result, deadline or departure."""
 
 
 class Answer(Struct, eq=False):

@@ -66,6 +66,8 @@ class Health:
             while True:
                 changed.clear()
                 yield health_pb2.HealthCheckResponse(status=self._status(service)).SerializeToString()
+                if not self._is_serving:  # ends the stream: its client asks again, elsewhere
+                    return
                 await changed.wait()
         finally:
             self._watchers.discard(watcher)

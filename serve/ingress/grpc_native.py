@@ -199,6 +199,7 @@ class NativeGrpcListener:
     def _enter(self, requests: Sequence[NativeRequest]) -> None:
         """Requests of one `take`, each group pushed at once."""
         pushed: dict[int, list[Arrival]] = {}
+        wrong: list[Answer] = []
         routes, make_id, opened = self._table.routes, self._ids.make, self._open
         for call, payload, index, arrived_ns, deadline_ns, has_metadata in requests:
             route = routes[index]
@@ -218,8 +219,10 @@ class NativeGrpcListener:
             if error is None:
                 pushed.setdefault(index, []).append(arrival)
             else:
-                self.reply([Answer(arrival, None, error)])
-        self._ledger.opened(sum(map(len, pushed.values())))
+                wrong.append(Answer(arrival, None, error))
+        self._ledger.opened(sum(map(len, pushed.values())) + len(wrong))
+        if wrong:
+            self.reply(wrong)
         now_ns = time.monotonic_ns()
         for index, arrivals in pushed.items():
             self._push(index, arrivals, now_ns)

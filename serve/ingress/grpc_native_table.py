@@ -13,8 +13,6 @@ from serve.ingress.wire.infer_codecs import MODEL_INFER
 from serve.settings import Limits
 
 _OTHER_GROUP = 0
-_MAX_OTHERS = 256
-"""Direct calls that may wait."""
 _STREAM_CREDIT = 4
 _PUSHBACK_MS = 20
 _UNKNOWN = "unknown"
