@@ -28,6 +28,7 @@ nghttp2_nv literal(const char* name, const char* value);
 // A header block in the making. nghttp2 copies what is not literal when the block is submitted.
 class Headers {
  public:
+  Headers() { headers_.reserve(kUsual); }
   void add_literal(const char* name, const char* value) { headers_.push_back(literal(name, value)); }
   // Of the caller's, until the block is submitted.
   void add(std::string_view name, std::string_view value);
@@ -37,6 +38,8 @@ class Headers {
   size_t size() const { return headers_.size(); }
 
  private:
+  static constexpr size_t kUsual = 8;
+
   std::string_view keep(std::string text);
 
   std::vector<nghttp2_nv> headers_;

@@ -5,7 +5,6 @@
 #include <nghttp2/nghttp2.h>
 
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -16,6 +15,7 @@
 #include "config.hpp"
 #include "inbox.hpp"
 #include "messages.hpp"
+#include "queue.hpp"
 #include "wheel.hpp"
 
 namespace headroom {
@@ -85,12 +85,12 @@ struct Stream {
   bool has_request = false;
   bool is_half_closed = false;
   bool is_half_close_told = false;
-  std::deque<Payload> pending;  // messages for which there is no credit yet
+  Queue<Payload> pending;  // messages for which there is no credit yet
   int64_t credit = 0;
   size_t unconsumed_bytes = 0;
 
   // what goes
-  std::deque<std::string> out;  // prefixes and messages; the first one from out_at on
+  Queue<std::string> out;  // prefixes and messages; the first one from out_at on
   size_t out_at = 0;
   size_t out_bytes = 0;
   int64_t moved_ns = 0;  // when the client last took something, or had nothing to take
