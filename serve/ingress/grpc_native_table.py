@@ -16,7 +16,7 @@ _OTHER_GROUP = 0
 _STREAM_CREDIT = 4
 _PUSHBACK_MS = 20
 _UNKNOWN = "unknown"
-_RESOURCE_EXHAUSTED, _CANCELLED, _DEADLINE_EXCEEDED, _INVALID = 8, 1, 4, 13
+_RESOURCE_EXHAUSTED, _CANCELLED, _DEADLINE_EXCEEDED, _UNIMPLEMENTED, _INTERNAL = 8, 1, 4, 12, 13
 
 NativeRoute = tuple[int, int, str, tuple[tuple[str, str], ...]]
 
@@ -142,4 +142,4 @@ class MethodTable:
             ledger.count_unseen(route, label, _RESOURCE_EXHAUSTED, n, reason)
         ledger.count_unseen(route, label, _DEADLINE_EXCEEDED, expired)
         ledger.count_unseen(route, label, _CANCELLED, cancelled)
-        ledger.count_unseen(route, label, _INVALID, invalid)
+        ledger.count_unseen(route, label, _UNIMPLEMENTED if index == 0 else _INTERNAL, invalid)

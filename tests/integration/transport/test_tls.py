@@ -38,10 +38,15 @@ def ask(server: InteropServer, authority: Path, pair: tuple[Path, Path] | None =
 
 def presented(server: InteropServer) -> bytes:
     """The certificate that a new connection is shown."""
+    return presented_by(server.port)
+
+
+def presented_by(port: int) -> bytes:
+    """The certificate that a new connection to a port is shown."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection(("127.0.0.1", server.port)) as raw, context.wrap_socket(raw) as wrapped:
+    with socket.create_connection(("127.0.0.1", port)) as raw, context.wrap_socket(raw) as wrapped:
         assert wrapped.selected_alpn_protocol() == "h2"
         return wrapped.getpeercert(binary_form=True) or b""
 
