@@ -30,6 +30,7 @@ from benchmarks.subject import environment_of
 
 SCORE, SCORE_BATCH = "/v1/fraud/score", "/v1/fraud/score:batch"
 GRPC_SCORE = "headroom.fraud.v1.FraudService/Score"
+GRPC_SCORE_BATCH = "headroom.fraud.v1.FraudService/ScoreBatch"
 JSON = ("content-type: application/json",)
 CONNECTIONS = (1, 16, 64)
 USERS = (1, 10, 50, 100)
@@ -63,6 +64,7 @@ class Traffic:
     unary: Path
     batch: Path
     grpc: Path
+    grpc_batch: Path
     grpc_repeated: Path
     lines: Path
     message: bytes
@@ -102,11 +104,20 @@ class Bench:
         return Load(self.server.grpc(GRPC_SCORE), messages, connections, self.plan.row_s, protocol="grpc",
                     deadline_ms=BUDGET_MS)  # fmt: skip
 
+    def grpc_open(self, rate: float, duration_s: float | None = None) -> Load:
+        """Single transactions over gRPC, on a schedule."""
+        load = replace(self.grpc(8, self.traffic.grpc), streams=256, rate=rate)
+        return replace(load, duration_s=duration_s or load.duration_s)
+
     def closed_loop(self) -> dict[str, list[Row]]:
         """What the server does when every answer triggers the next request."""
         return {
             "http": [self.row(f"HTTP, connections: {n}", self.unary(n)) for n in CONNECTIONS],
             "grpc": [self.row(f"gRPC, connections: {n}", self.grpc(n, self.traffic.grpc)) for n in CONNECTIONS],
+            "grpc_streams": [
+                self.row(f"gRPC, 8 connections, streams: {n}", replace(self.grpc(8, self.traffic.grpc), streams=n // 8))
+                for n in (64, 256)
+            ],
             "batch": [self.row(f"batches of 32, connections: {n}", self.batch(n)) for n in (1, 16)],
         }
 
@@ -123,6 +134,17 @@ class Bench:
         load = self.batch(64, BURST_PER_S / BATCH_ITEMS, self.plan.burst_s)
         return self.row("10 000 transactions/s in batches of 32", load)
 
+    def grpc_bursts(self) -> list[Row]:
+        """The same over gRPC, and one by one."""
+        batches = Load(
+            self.server.grpc(GRPC_SCORE_BATCH), self.traffic.grpc_batch, 8, self.plan.burst_s, protocol="grpc",
+            streams=32, rate=BURST_PER_S / BATCH_ITEMS, items=BATCH_ITEMS, deadline_ms=BUDGET_MS,
+        )  # fmt: skip
+        return [
+            self.row("10 000 transactions/s in batches of 32 over gRPC", batches),
+            self.row("10 000 transactions/s over gRPC", self.grpc_open(BURST_PER_S, self.plan.burst_s)),
+        ]
+
     def curve(self, capacity: dict[str, float]) -> dict[str, list[Row]]:
         """Latency at shares of the capacity, open loop. Connections suffice for the generator never to wait for one."""
         return {
@@ -137,6 +159,7 @@ class Bench:
         """More than the capacity: what is still answered within the budget, against what was at capacity."""
         loads = [
             ("batch", "batches of 32", 3, self.batch(256, 3 * capacity["batch"])),
+            ("grpc", "gRPC", 3, self.grpc_open(3 * capacity["grpc"])),
             ("http", "HTTP", 2, self.unary(1024, 2 * capacity["http"])),
             ("http", "HTTP", 3, self.unary(1024, 3 * capacity["http"])),
         ]
@@ -178,6 +201,7 @@ def write_traffic(folder: Path, live: bodies.Transactions) -> Traffic:
         unary=write_bodies(folder / "unary.bin", bodies.score_json(live, "u-")),
         batch=write_bodies(folder / "batch.bin", bodies.score_batch_json(live, "b-", BATCH_ITEMS)),
         grpc=write_bodies(folder / "grpc.bin", bodies.score_grpc(live, "g-")),
+        grpc_batch=write_bodies(folder / "grpc-batch.bin", bodies.score_batch_grpc(live, "h-", BATCH_ITEMS)),
         grpc_repeated=write_bodies(folder / "repeated.bin", islice([repeated], 1)),
         lines=lines,
         message=repeated,
@@ -188,11 +212,13 @@ def measure_all(bench: Bench) -> Iterator[tuple[str, Any]]:
     """Every part of the result, in the order of measuring."""
     closed = bench.closed_loop()
     best = {kind: max(closed[kind], key=lambda row: row["goodput_per_s"]) for kind in ("http", "batch")}
+    best["grpc"] = max(closed["grpc"] + closed["grpc_streams"], key=lambda row: row["goodput_per_s"])
     capacity = {kind: row["ok_per_s"] for kind, row in best.items()}
     yield "closed_loop", closed
     yield "bare_uvicorn", bench.limit()
     yield "capacity_per_s", capacity
     yield "burst", bench.burst()
+    yield "grpc_bursts", bench.grpc_bursts()
     yield "curve", bench.curve(capacity)
     yield "overload", bench.overload(capacity, {kind: row["goodput_per_s"] for kind, row in best.items()})
     yield "cross_checks", bench.cross_checks()

@@ -31,8 +31,10 @@ def fraud(result: Result) -> str:
         *closed["http"],
         result["bare_uvicorn"],
         *closed["grpc"],
+        *closed["grpc_streams"],
         *closed["batch"],
         result["burst"],
+        *result["grpc_bursts"],
         *result["overload"],
     ]
     head = ("load", "transactions/s", "p50 ms", "p99 ms", "refused", "server µs/request", "cores: server + generator")

@@ -8,6 +8,7 @@
 namespace headroom {
 namespace {
 
+constexpr size_t kReadAhead = 64 << 10;
 constexpr std::string_view kHttp2 = "\x02h2";
 
 [[noreturn]] void fail(const std::string& what, const std::string& path) {
@@ -36,6 +37,8 @@ TlsContext make_tls_context(const TlsFiles& files) {
   SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);
   SSL_CTX_set_options(context.get(), SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_CIPHER_SERVER_PREFERENCE);
   SSL_CTX_set_mode(context.get(), SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+  SSL_CTX_set_read_ahead(context.get(), 1);  // a record's head and body in one system call, and several records
+  SSL_CTX_set_default_read_buffer_len(context.get(), kReadAhead);
   SSL_CTX_set_alpn_select_cb(context.get(), choose_http2, nullptr);
   if (SSL_CTX_use_certificate_chain_file(context.get(), files.certificate.c_str()) != 1) fail("certificate", files.certificate);
   if (SSL_CTX_use_PrivateKey_file(context.get(), files.key.c_str(), SSL_FILETYPE_PEM) != 1) fail("key", files.key);

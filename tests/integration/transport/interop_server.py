@@ -86,7 +86,8 @@ class InteropServer:
         self._echo_initial(call)
         code, message = asked.get("status", (0, ""))
         body = None if code else b"\0" * asked["size"] if "size" in asked else payload
-        self.transport.reply([(call, code, body, message, self._trailing(call))])
+        details = (("grpc-status-details-bin", bytes(asked["details"])),) if "details" in asked else ()
+        self.transport.reply([(call, code, body, message, self._trailing(call) + details)])
 
     def _on_event(self, call: Any, kind: int, payload: bytes, code: int) -> None:
         if kind == _ENDED:

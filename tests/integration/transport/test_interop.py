@@ -139,6 +139,33 @@ def test_status_code_and_message(channel: grpc.Channel, name: str) -> None:
     assert (failed.value.code(), failed.value.details()) == (grpc.StatusCode.UNKNOWN, "test status message")
 
 
+def test_status_details(channel: grpc.Channel) -> None:
+    """google.rpc.Status beside the status, as bytes."""
+    with pytest.raises(grpc.RpcError) as failed:
+        channel.unary_unary(UNARY["UnaryCall"])(message(status=[5, "gone"], details=[8, 5, 0, 255]), timeout=WAIT_S)
+    trailing = dict(failed.value.trailing_metadata())
+    assert trailing["grpc-status-details-bin"] == bytes([8, 5, 0, 255])
+
+
+def test_answers_that_no_header_could_carry_are_refused_before_any_is_sent(server: InteropServer) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        asked = channel.unary_unary(UNARY["UnaryCall"]).future(message(sleep=True), timeout=WAIT_S)
+        until(lambda: len(server.seen) == 1, "the call is there")
+        call = server.seen[0]
+        for trailers in (
+            (("Upper", "x"),),
+            (("te", "x"),),
+            (("k", "line\nbreak"),),
+            (("k",),),
+            (("grpc-status", "0"),),
+        ):
+            with pytest.raises((ValueError, TypeError)):
+                server.transport.reply([(call, 0, b"", "", trailers)])
+        assert server.transport.reply([(call, 0, b"late", "", (("k", "v"),))]) is None
+        assert server.transport.reply([(call, 0, b"twice", "", None)]) == [0]
+        assert asked.result(WAIT_S) == b"late"
+
+
 def test_special_status_message(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as failed:
         channel.unary_unary(UNARY["UnaryCall"])(message(status=[2, SPECIAL]), timeout=WAIT_S)
