@@ -153,10 +153,10 @@ bool Session::open(Stream& stream) {
     if (!timeout_ns) return fail(stream, kInternal, "grpc-timeout is '" + stream.timeout.substr(0, 32) + "'; allowed: up to 8 digits and a unit"), false;
     allowed_ns = std::min(allowed_ns, *timeout_ns);
   }
-  if (!stream.timeout_ms.empty()) {
+  if (call->is_unary && !stream.timeout_ms.empty()) {  // a stream's messages each have it, as their own
     if (const auto timeout_ns = parse_timeout_ms(stream.timeout_ms)) allowed_ns = std::min(allowed_ns, *timeout_ns);
   }
-  const bool is_timed = call->is_unary || !stream.timeout.empty() || !stream.timeout_ms.empty();
+  const bool is_timed = call->is_unary || !stream.timeout.empty();
   call->deadline_ns = is_timed ? call->arrived_ns + allowed_ns : 0;
   call->metadata = std::move(stream.metadata);
   call->has_metadata = stream.has_metadata;

@@ -291,14 +291,17 @@ class NativeGrpcListener:
         route = self._methods.scored.get(path)
         if route is None or error is not None:
             return self._others.open_stream(call, path, context, error)
-        admit = partial(self._admit_message, route, context)
+        header_ms, _ = timeout_ms(dict(call.metadata))
+        admit = partial(self._admit_message, route, min(route.budget_ms, header_ms or route.budget_ms), context)
         self._streams[call.id] = ScoredStream(call, self._transport, route, admit, self._close_stream)
         return None
 
-    def _admit_message(self, route: Route, opened: RequestContext, stream: ScoredStream, payload: bytes) -> None:
+    def _admit_message(
+        self, route: Route, budget_ms: float, opened: RequestContext, stream: ScoredStream, payload: bytes
+    ) -> None:
         """A message of a stream, an arrival of its own: with a deadline of its own, within the call's."""
         now_ns = time.monotonic_ns()
-        at_ns = min(now_ns + int(route.budget_ms * 1e6), opened.deadline.at_ns)
+        at_ns = min(now_ns + int(budget_ms * 1e6), opened.deadline.at_ns)
         context = RequestContext(opened.request_id, Deadline(at_ns), now_ns, opened.traceparent)
         arrival = Arrival(context, payload, route, route.codec.count_items(payload), self, stream)
         self._ledger.opened(1)
