@@ -55,7 +55,11 @@ class Opening:
 
     def is_current(self) -> bool:
         """Whether the paths still lead to the files that were opened."""
-        return file_id(self.data) == self.data_id and file_id(self.lock) == self.lock_id
+        return self.has_its_data() and file_id(self.lock) == self.lock_id
+
+    def has_its_data(self) -> bool:
+        """Whether the data's path does."""
+        return file_id(self.data) == self.data_id
 
 
 class Database:
@@ -100,7 +104,7 @@ def part_from(former: Opening, *, is_damaged: bool) -> None:
     """Moves away what may not be opened again: damaged data, unless another process was faster, or a lock beside other
     data than it was made with. Only while the folder is `held`, and `former` open: else its inodes are others by now.
     """
-    is_same_data = file_id(former.data) == former.data_id
+    is_same_data = former.has_its_data()
     if is_damaged and is_same_data:
         _set_aside(Path(former.data).parent, "a page was damaged")
     elif not is_same_data and file_id(former.lock) == former.lock_id:

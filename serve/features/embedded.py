@@ -126,7 +126,15 @@ class EmbeddedStore:
         return 0 if database is None else database.bytes_used()
 
     def _write(self, work: Callable[[records.Txn], T]) -> T:
-        """What `work` gives, its transaction committed to the file that is in place."""
+        """What `work` gives, its transaction committed to the file that is in place, were it put there meanwhile."""
+        try:
+            return self._write_once(work)
+        except StoreFailed as failure:
+            if failure.event != "replaced":
+                raise
+        return self._write_once(work)
+
+    def _write_once(self, work: Callable[[records.Txn], T]) -> T:
         database = self._current()
         try:
             with database.env.begin(write=True) as txn:
@@ -179,7 +187,8 @@ class EmbeddedStore:
         with held(self.path):
             if former is not None:
                 part_from(former, is_damaged=is_damaged)
-            self._database = None  # closes it, where nobody uses it
+                if former.has_its_data():
+                    self._database = None  # closes it, where nobody uses it: LMDB opens no file twice
             self._database = open_database(self.path, self._max_bytes)
 
     def _failed(self, database: Database, error: Exception) -> StoreFailed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from serve.features.store import StoreFailed
 from tests.unit.features.store_cases import (
     NOW_S,
     StoreProcess,
-    event_of,
     events,
     events_of,
     logged,
@@ -48,12 +47,17 @@ def erase_and_compact(store: EmbeddedStore, customer_id: str) -> None:
         store._housekeep()
 
 
-def failure_of(store: EmbeddedStore, batch) -> str:
+def outcome_of(work: Callable[[], object]) -> str:
+    """What failed; "" where nothing did."""
     try:
-        score(store, batch)
+        work()
     except StoreFailed as failure:
         return failure.event
     return ""
+
+
+def failure_of(store: EmbeddedStore, batch) -> str:
+    return outcome_of(lambda: score(store, batch))
 
 
 def test_process_that_has_the_store_open_fails_once_then_records_into_the_new_file(path, store):
@@ -84,12 +88,17 @@ def wait_for(is_so) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("call", [score, lambda store, batch: store.label({"1-1": True}),
-                                  lambda store, batch: store.erase("c1")], ids=["commit", "label", "erase"])  # fmt: skip
-def test_call_that_waits_for_the_lock_while_the_store_is_compacted_fails_as_replaced_and_only_that_once(
-    path, store, call, monkeypatch
-):
-    """It has found its file in place, and finds it replaced when it has the lock."""
+@pytest.mark.parametrize(
+    ("call", "outcome"),
+    [
+        (score, "replaced"),  # and only this once
+        (lambda store, batch: store.label({"1-1": True}), ""),
+        (lambda store, batch: store.erase("c1"), ""),
+    ],
+    ids=["commit", "label", "erase"],
+)
+def test_call_that_waits_for_the_lock_while_the_store_is_compacted(path, store, call, outcome, monkeypatch):
+    """It has found its file in place, and finds it replaced when it has the lock: labels and erasures begin again."""
     score(store, events(50, seed=1))
     with StoreProcess.start(path, **QUIET) as other:
         other.do(partial(score, batch=victim(0)))
@@ -106,13 +115,13 @@ def test_call_that_waits_for_the_lock_while_the_store_is_compacted_fails_as_repl
             return database
 
         monkeypatch.setattr(store, "_current", current)
-        waiting = threading.Thread(target=lambda: failures.append(event_of(lambda: call(store, events(50, seed=2)))))
+        waiting = threading.Thread(target=lambda: failures.append(outcome_of(lambda: call(store, events(50, seed=2)))))
         waiting.start()
         assert has_checked.wait(60)
         (path / "compacting").unlink()
         other.result()
         waiting.join(60)
-        assert failures == ["replaced"]
+        assert failures == [outcome]
         call(store, events(50, seed=2))
         assert b"victim 0" not in on_disk(path)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +56,37 @@ def test_nothing_of_an_erased_customer_is_on_the_disk_after_compaction(store, pa
     assert (path / "data.mdb").stat().st_mode & 0o777 == 0o600
     score(store, events(64, seed=99))
     assert len(store.fetch(events(64, seed=99)).stored) == 64
+
+
+def test_reading_labelling_and_erasing_go_on_while_the_file_is_replaced(store, path):
+    """What a caller of the records would be told is that the store does not answer."""
+    score(store, events(64, seed=1))
+    is_over = threading.Event()
+    failures: list[Exception] = []
+
+    def again_and_again(work: Callable[[], object]) -> None:
+        try:
+            while not is_over.is_set():
+                work()
+        except Exception as error:
+            failures.append(error)
+
+    works = (
+        lambda: store.find("1-1"),
+        lambda: store.label({"1-1": True}),
+        lambda: store.erase("nobody"),
+        store.read_log,
+    )
+    threads = [threading.Thread(target=again_and_again, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for number in range(20):
+        store.erase(f"victim {number}")
+        housekeep_until_compacted(store, path)
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
 
 
 @pytest.mark.parametrize("num_bytes", [1_000, 2_500, 3_900, 9_000])
