@@ -40,6 +40,7 @@ JSON = ("content-type: application/json",)
 CONNECTIONS = (1, 16, 64)
 NUM_ROWS = 4_096
 SEED = 1
+_PEER_PACKAGES = ("ray[serve]", "mlserver", "mlserver-xgboost", "xgboost-cpu", "nvidia-pytriton")
 
 
 def set_up() -> None:
@@ -166,19 +167,19 @@ def main() -> None:
             "question": "how does one-row infer compare with stock Ray Serve and MLServer?",
             "rounds": num_rounds, "row_s": seconds,
             "servers": {name: environment_of(subject) for name, subject in subjects.items()},
-            "peer_versions": peer_versions(), "contestants": figures, "headroom_over_peer": ratios(figures),
+            "peer_versions": peer_versions("ray_serve", "mlserver"), "contestants": figures, "headroom_over_peer": ratios(figures),
         }  # fmt: skip
     file = save("peers", payload, is_quick=options.quick)
     print(f"written to {file} and {plot_peers(json.loads(file.read_text()), file.with_suffix('.png'))}")
 
 
-def peer_versions() -> dict[str, str]:
-    """What the peers ran, from their pinned requirements."""
+def peer_versions(*peers: str) -> dict[str, str]:
+    """What those peers ran, from their pinned requirements."""
     pinned = {}
-    for peer in ("ray_serve", "mlserver"):
+    for peer in peers:
         for line in (PEERS / peer / "requirements.txt").read_text().splitlines():
             package, _, version = line.partition("==")
-            if package in ("ray[serve]", "mlserver", "mlserver-xgboost", "xgboost-cpu"):
+            if package in _PEER_PACKAGES:
                 pinned[package] = version
     return pinned
 

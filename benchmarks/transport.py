@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import bodies, frontend
 from benchmarks.generator import Load, write_bodies
 from benchmarks.measure import Row, measure, median_row, save, show
-from benchmarks.peers import GRPC_INFER, MODEL, MODEL_FILE, NUM_ROWS, PEERS, SEED, mlserver
+from benchmarks.peers import GRPC_INFER, MODEL, MODEL_FILE, NUM_ROWS, PEERS, SEED, mlserver, peer_versions
 from benchmarks.server import HeadroomServer
 from benchmarks.subject import ROOT, Subject, environment_of, free_ports
 
@@ -261,7 +261,7 @@ def main() -> None:
             "question": "how does the native gRPC transport compare with grpc.aio, Triton and MLServer?",
             "rounds": rounds, "row_s": seconds, "servers": {"headroom": environment_of(native)},
             "infer": {**rows, **opened}, "infer_ratios": ratios, "front_ends": fronts,
-            "peer_versions": {"Triton": "2.51 (nvidia-pytriton 0.7.0)", "MLServer": "1.7.1"},
+            "peer_versions": peer_versions("triton", "mlserver"),
         }  # fmt: skip
     print(f"written to {save('transport', payload, is_quick=options.quick)}")
     print(ratios, fronts["native_over_aio"], fronts["tls_over_plain"], fronts["gb_per_s_each_way"])

@@ -2,6 +2,15 @@ from collections.abc import Sequence
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Answer = tuple["Call", int, bytes | None, str, Metadata | None]
+"""Call, status code, body, message, trailers."""
+GoodAnswer = tuple["Call", bytes, str, int]
+"""Call, body, request id, ns in the queue."""
+Request = tuple["Call", bytes, int, int, int, bool]
+"""Call, payload, route, arrived_ns, deadline_ns, has_metadata."""
+Event = tuple["Call", int, bytes, int]
+"""Call, kind, payload of a message, status code of an end."""
+
+EVENT_KINDS: dict[str, int]
 
 class Call:
     """One gRPC call. Holding it costs its metadata; the stream may have ended."""
@@ -22,9 +31,6 @@ class Call:
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]: ...
     @property
     def peer(self) -> str: ...
-    @property
-    def is_settled(self) -> bool:
-        """Answered, expired or cancelled."""
 
 class Transport:
     """I/O threads behind one inbox. One thread takes; any may reply."""
@@ -46,22 +52,21 @@ class Transport:
         """
 
     def start(self) -> None: ...
-    def take(
-        self, timeout_s: float
-    ) -> tuple[list[tuple[Call, bytes, int, int, int, bool]], list[tuple[Call, int, bytes, int]]]:
-        """Requests (call, payload, route, arrived_ns, deadline_ns, has_metadata) and events (call, kind, payload, code)."""
+    def take(self, timeout_s: float) -> tuple[list[Request], list[Event]]:
+        """Everything that has arrived, and that there is room for."""
 
     def reply(self, answers: list[Answer]) -> list[int] | None:
-        """Ends calls: code, body, message, trailers. Gives the indexes of those that had ended before."""
+        """Ends calls. Gives the indexes of those that had ended before."""
 
-    def reply_ok(self, answers: list[tuple[Call, bytes, str, int]], stages: str) -> list[int] | None:
-        """`reply` for one batch of good answers: body, request id, ns in the queue; `stages` as `Server-Timing` has them."""
+    def reply_ok(self, answers: list[GoodAnswer], stages: str) -> list[int] | None:
+        """`reply` for one batch of good answers; `stages` as `Server-Timing` has them."""
 
-    def send(self, call: Call, body: bytes | None, initial_metadata: Metadata | None = None) -> int:
-        """A message of a stream; gives how many bytes the client has not taken yet."""
+    def send(self, call: Call, body: bytes | None, initial_metadata: Metadata | None = None) -> bool:
+        """A message of a stream. Whether answers pile up: nothing more should be sent before the event `writable`."""
 
     def grant(self, call: Call, messages: int) -> None: ...
-    def limit(self, call: Call, deadline_ns: int) -> None: ...
+    def limit(self, call: Call, deadline_ns: int) -> None:
+        """Sets the call's deadline anew."""
     def set_bound(self, group: int, bound: int) -> None: ...
     def set_room(self, group: int, room: int) -> None: ...
     def waiting(self, group: int) -> int: ...

@@ -91,26 +91,28 @@ PyObject* checked(PyObject* object) {
 }
 
 // (call, payload, route, arrived_ns, deadline_ns, has_metadata)
-PyObject* request_of(Event& event) {
+nb::object request_of(Event& event) {
   const Call& call = *event.call;
-  PyObject* tuple = checked(PyTuple_New(6));
+  nb::object owner = nb::steal(checked(PyTuple_New(6)));
+  PyObject* tuple = owner.ptr();
   PyTuple_SET_ITEM(tuple, 1, new_bytes(event.payload.bytes()));
   PyTuple_SET_ITEM(tuple, 2, checked(PyLong_FromUnsignedLong(call.route)));
   PyTuple_SET_ITEM(tuple, 3, checked(PyLong_FromLongLong(call.arrived_ns)));
   PyTuple_SET_ITEM(tuple, 4, checked(PyLong_FromLongLong(call.deadline_ns)));
   PyTuple_SET_ITEM(tuple, 5, PyBool_FromLong(call.has_metadata));
   PyTuple_SET_ITEM(tuple, 0, new_handle(std::move(event.call)));
-  return tuple;
+  return owner;
 }
 
 // (call, kind, payload, code)
-PyObject* event_of(Event& event) {
-  PyObject* tuple = checked(PyTuple_New(4));
+nb::object event_of(Event& event) {
+  nb::object owner = nb::steal(checked(PyTuple_New(4)));
+  PyObject* tuple = owner.ptr();
   PyTuple_SET_ITEM(tuple, 1, checked(PyLong_FromLong(static_cast<int>(event.kind))));
   PyTuple_SET_ITEM(tuple, 2, new_bytes(event.payload.bytes()));
   PyTuple_SET_ITEM(tuple, 3, checked(PyLong_FromLong(event.code)));
   PyTuple_SET_ITEM(tuple, 0, new_handle(std::move(event.call)));
-  return tuple;
+  return owner;
 }
 
 using TlsPaths = std::tuple<std::string, std::string, std::string>;
@@ -157,9 +159,8 @@ class Transport {
     nb::list requests, events;
     for (Event& event : taken_) {
       const bool is_request = event.kind == Event::Kind::request;
-      nb::object tuple = nb::steal(is_request ? request_of(event) : event_of(event));
-      if (is_request) requests.append(tuple);
-      else events.append(tuple);
+      if (is_request) requests.append(request_of(event));
+      else events.append(event_of(event));
     }
     taken_.clear();
     return nb::make_tuple(requests, events);
@@ -209,8 +210,9 @@ class Transport {
     return settle_and_post(commands);
   }
 
-  // A message of a stream, or its first metadata alone. Gives the bytes of its answers that the client has not taken yet.
-  int64_t send(const Handle& handle, nb::object body, nb::object initial_metadata) {
+  // A message of a stream, or its first metadata alone. Whether so much waits for the client that nothing more should be
+  // sent before the event `writable`.
+  bool send(const Handle& handle, nb::object body, nb::object initial_metadata) {
     Command command;
     command.kind = Command::Kind::message;
     command.call = handle.call;
@@ -222,7 +224,7 @@ class Transport {
     std::vector<Command> commands;
     commands.push_back(std::move(command));
     server_->post(std::move(commands));
-    return unsent;
+    return unsent > kUnsentHigh;
   }
 
   void grant(const Handle& handle, int64_t messages) { post(handle, Command::Kind::credit, messages); }
@@ -329,6 +331,13 @@ class Transport {
 }  // namespace
 
 NB_MODULE(_transport, module) {
+  nb::dict kinds;
+  kinds["opened"] = static_cast<int>(Event::Kind::opened);
+  kinds["message"] = static_cast<int>(Event::Kind::message);
+  kinds["half_closed"] = static_cast<int>(Event::Kind::half_closed);
+  kinds["ended"] = static_cast<int>(Event::Kind::ended);
+  kinds["writable"] = static_cast<int>(Event::Kind::writable);
+  module.attr("EVENT_KINDS") = kinds;
   // A megabyte that is given back to the system is a megabyte of page faults when the next message comes.
   mallopt(M_MMAP_THRESHOLD, 32 << 20);
   mallopt(M_TRIM_THRESHOLD, 64 << 20);
@@ -339,8 +348,7 @@ NB_MODULE(_transport, module) {
       .def_prop_ro("deadline_ns", [](const Handle& h) { return h.call->deadline_ns; })
       .def_prop_ro("has_metadata", [](const Handle& h) { return h.call->has_metadata; })
       .def_prop_ro("metadata", [](const Handle& h) { return python_of(h.call->metadata); })
-      .def_prop_ro("peer", [](const Handle& h) { return *h.call->peer; })
-      .def_prop_ro("is_settled", [](const Handle& h) { return h.call->is_settled.load(); });
+      .def_prop_ro("peer", [](const Handle& h) { return *h.call->peer; });
   nb::class_<Transport>(module, "Transport")
       .def(nb::init<int, uint32_t, const nb::dict&, size_t, const std::vector<RouteTuple>&, const std::unordered_map<std::string, MethodTuple>&,
                     const std::vector<std::tuple<std::string, std::string, uint32_t>>&, const std::optional<TlsPaths>&>(),

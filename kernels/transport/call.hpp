@@ -52,27 +52,43 @@ class Memory {
   std::atomic<size_t> held_{0};
 };
 
+// Somebody's share of it; given back with its owner.
+class Share {
+ public:
+  Share() = default;
+  Share(Share&& other) noexcept : size_(std::exchange(other.size_, 0)), memory_(std::exchange(other.memory_, nullptr)) {}
+  Share& operator=(Share&& other) noexcept {
+    std::swap(size_, other.size_);
+    std::swap(memory_, other.memory_);
+    return *this;
+  }
+  ~Share() {
+    if (memory_) memory_->release(size_);
+  }
+  size_t size() const { return size_; }
+  void resize(size_t size, const std::shared_ptr<Memory>& memory) {
+    if (size == size_) return;
+    if (!memory_) memory_ = memory;
+    if (size > size_) memory_->hold(size - size_);
+    else memory_->release(size_ - size);
+    size_ = size;
+  }
+
+ private:
+  size_t size_ = 0;
+  std::shared_ptr<Memory> memory_;
+};
+
 // A message and its share of the server's memory.
 class Payload {
  public:
   Payload() = default;
-  Payload(std::string bytes, std::shared_ptr<Memory> memory) : bytes_(std::move(bytes)), memory_(std::move(memory)) {
-    memory_->hold(bytes_.size());
-  }
-  Payload(Payload&& other) noexcept : bytes_(std::move(other.bytes_)), memory_(std::exchange(other.memory_, nullptr)) {}
-  Payload& operator=(Payload&& other) noexcept {
-    std::swap(bytes_, other.bytes_);
-    std::swap(memory_, other.memory_);
-    return *this;
-  }
-  ~Payload() {
-    if (memory_) memory_->release(bytes_.size());
-  }
+  Payload(std::string bytes, const std::shared_ptr<Memory>& memory) : bytes_(std::move(bytes)) { share_.resize(bytes_.size(), memory); }
   const std::string& bytes() const { return bytes_; }
 
  private:
   std::string bytes_;
-  std::shared_ptr<Memory> memory_;
+  Share share_;
 };
 
 // Shared by the I/O thread that has the stream and by Python, which holds it until it has answered. All but the atomics

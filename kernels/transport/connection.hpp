@@ -32,7 +32,6 @@ class Connection {
   void drain();
 
   Session& session() { return session_; }
-  int fd() const { return fd_; }
   uint64_t id() const { return id_; }
   // Whether the socket takes nothing more for now.
   bool is_blocked() const { return is_blocked_; }

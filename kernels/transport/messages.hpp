@@ -26,7 +26,11 @@ class MessageReader {
   bool is_packed() const { return prefix_[0] == 1; }
   size_t declared_bytes() const { return declared_; }
   bool is_between_messages() const { return prefix_filled_ == 0; }
+  // What the message that has begun takes by now.
+  size_t held_bytes() const { return body_.size(); }
   std::string take();
+  // Forgets it.
+  void drop() { take(); }
 
  private:
   size_t max_bytes_;

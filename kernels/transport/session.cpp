@@ -19,6 +19,7 @@ constexpr size_t kPackAbove = 1024;
 // Smaller messages are copied behind their prefixes, larger ones stay where they are.
 constexpr size_t kJoinUpTo = 1024;
 
+constexpr const char* kMemoryFull = "messages of all connections fill the memory allowed; retry later";
 constexpr std::string_view kServed = "identity,deflate,gzip";
 
 }  // namespace
@@ -189,8 +190,17 @@ int Session::on_data(Stream& stream, std::string_view bytes) {
         break;
     }
   }
+  if (!account(stream)) fail(stream, kResourceExhausted, kMemoryFull, Unseen::memory);
   consume(stream);
   return 0;
+}
+
+// Counts the beginning of a message that is still to come in full; whether there is room for it.
+bool Session::account(Stream& stream) {
+  const size_t held = stream.is_finishing ? 0 : stream.reader.held_bytes();
+  const bool has_room = held <= stream.begun.size() || host_.memory()->has_room(held - stream.begun.size());
+  stream.begun.resize(has_room ? held : 0, host_.memory());
+  return has_room;
 }
 
 void Session::on_message(Stream& stream) {
@@ -207,7 +217,7 @@ void Session::on_message(Stream& stream) {
     }
   }
   if (!host_.memory()->has_room(message.size())) {
-    return fail(stream, kResourceExhausted, "messages of all connections fill the memory allowed; retry later", Unseen::memory);
+    return fail(stream, kResourceExhausted, kMemoryFull, Unseen::memory);
   }
   Payload payload(std::move(message), host_.memory());
   if (stream.call->is_unary) {
@@ -280,7 +290,7 @@ void Session::on_close(Stream& stream) {
 
 void Session::expire(Stream& stream) {
   if (!stream.call || !stream.call->settle()) return;
-  const double allowed_ms = static_cast<double>(stream.call->deadline_ns - stream.call->arrived_ns) / 1e6;
+  const double allowed_ms = static_cast<double>(stream.timer.at_ns - stream.call->arrived_ns) / 1e6;
   char text[64];
   snprintf(text, sizeof text, "no answer within the %.1f ms allowed", allowed_ms);
   host_.ended(stream.call, kDeadlineExceeded);
@@ -377,6 +387,8 @@ void Session::finish(Stream& stream, Status&& status) {
   stream.timer.cancel();
   stream.pending.clear();
   stream.request = Payload();
+  stream.reader.drop();
+  stream.begun.resize(0, host_.memory());
   consume(stream);
   stream.status = std::move(status);
   if (stream.has_sent_headers) return resume(stream);

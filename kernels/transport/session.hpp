@@ -79,6 +79,7 @@ struct Stream {
 
   // what comes
   MessageReader reader;
+  Share begun;  // of the message that is being read
   Encoding request_encoding = Encoding::identity;
   Encoding answer_encoding = Encoding::identity;
   Payload request;  // of a unary call, until the client has closed its side
@@ -123,7 +124,6 @@ class Session {
   void finish_drain();
   // Whether the client has shown that it speaks HTTP/2.
   bool is_established() const { return has_settings_; }
-  size_t num_streams() const { return streams_.size(); }
 
  private:
   friend struct Callbacks;
@@ -141,6 +141,7 @@ class Session {
   void route_by_model(Stream& stream);
   void hand_over(Stream& stream);
   void consume(Stream& stream);
+  bool account(Stream& stream);
   void answer_http(Stream& stream, const char* status);
   void fail(Stream& stream, int code, std::string message, Unseen what = Unseen::invalid);
   void send_message(Stream& stream, std::string&& body);

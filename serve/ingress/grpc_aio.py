@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,9 @@ class AioGrpcListener:
         method: StreamMethod = self.methods.streams[path]
         if error is None:
             try:
-                async for message in method(messages, context):
-                    await call.write(message)
+                async with aclosing(method(messages, context)) as answers:
+                    async for message in answers:
+                        await call.write(message)
             except HeadroomError as known:
                 error = known
             except asyncio.CancelledError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -52,7 +52,7 @@ class Health:
         answer: bytes = health_pb2.HealthCheckResponse(status=self._status(service)).SerializeToString()
         return answer
 
-    async def _watch(self, messages: AsyncIterator[bytes], _: RequestContext) -> AsyncIterator[bytes]:
+    async def _watch(self, messages: AsyncIterator[bytes], _: RequestContext) -> AsyncGenerator[bytes, None]:
         """The state now, and again whenever it changes."""
         async for payload in messages:
             service = _service(payload)
@@ -79,7 +79,7 @@ def reflection_streams(service_names: Sequence[str]) -> Mapping[str, StreamMetho
 
     servicer: Any = reflection.ReflectionServicer([*service_names, HEALTH, REFLECTION[1]])
 
-    async def describe(messages: AsyncIterator[bytes], _: RequestContext) -> AsyncIterator[bytes]:
+    async def describe(messages: AsyncIterator[bytes], _: RequestContext) -> AsyncGenerator[bytes, None]:
         async for payload in messages:
             request = _parsed(reflection_pb2.ServerReflectionRequest, payload)
             for answer in servicer.ServerReflectionInfo(iter((request,)), None):

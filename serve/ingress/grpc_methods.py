@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from serve.batching.arrival import Route
 from serve.context import RequestContext
-from serve.errors import NotReady
-from serve.ingress.wire.infer_codecs import MODEL_INFER, model_of
+from serve.errors import HeadroomError, NotReady
+from serve.ingress.wire.infer_codecs import MODEL_INFER, model_of, unknown_model
 
 OTHER_BUDGET_MS = 60_000.0
 """Of methods that no pipeline answers."""
 
 DirectMethod = Callable[[bytes, RequestContext], bytes | Awaitable[bytes]]
 """Answered by the listener: health, metadata, configuration, records. Raises HeadroomError."""
-StreamMethod = Callable[[AsyncIterator[bytes], RequestContext], AsyncIterator[bytes]]
+StreamMethod = Callable[[AsyncIterator[bytes], RequestContext], AsyncGenerator[bytes, None]]
 """Messages in, messages out, each in its own time. Raises HeadroomError."""
 ModelKey = tuple[str, str]
 
@@ -32,13 +32,13 @@ class GrpcMethods:
     closed: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[ModelKey, Route] = field(default_factory=dict)
     """Of `ModelInfer`, by name and version."""
-    no_model: Callable[[str, str], Exception] = KeyError
+    no_model: Callable[[str, str], HeadroomError] = unknown_model
     """Why there is none."""
 
     @property
     def batched_paths(self) -> tuple[str, ...]:
         """The unary methods that have a route, or should have."""
-        return (*self.batched, *self.closed, *((MODEL_INFER,) if self.models else ()))
+        return (*self.batched, *self.closed, MODEL_INFER)
 
     def route(self, path: str, payload: bytes) -> Route:
         """Where a message of one of `batched_paths` goes. Raises HeadroomError."""

@@ -14,37 +14,38 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kernels.transport import EventKind
 from serve.batching.arrival import Answer, Arrival, Route
 from serve.budgets.deadline import Deadline, limited
 from serve.budgets.wheel import TimingWheel
 from serve.context import RequestContext, RequestIds
 from serve.errors import Cancelled, DeadlineExceeded, HeadroomError
 from serve.ingress.gate import late_answers
-from serve.ingress.grpc_metadata import Trailing, answer_trailing, call_context, timeout_ms
+from serve.ingress.grpc_metadata import answer_trailing, call_context, timeout_ms
 from serve.ingress.grpc_methods import GrpcMethods
-from serve.ingress.grpc_native_other import HALF_CLOSED, MESSAGE, WRITABLE, OtherCalls
+from serve.ingress.grpc_native_other import OtherCalls
 from serve.ingress.grpc_native_stream import ScoredStream
 from serve.ingress.grpc_native_table import MethodTable
 from serve.ingress.ledger import Ledger, Settled
 from serve.ingress.status import grpc_status
 from serve.settings import GrpcTls, Limits
 
+if TYPE_CHECKING:
+    from kernels.transport import Call, Request
+    from kernels.transport._transport import Answer as NativeAnswer
+    from kernels.transport._transport import GoodAnswer
+
 log = logging.getLogger(__name__)
 
-_OPENED, _ENDED, _CANCELLED = 1, 4, 1
+_CANCELLED = 1
 _QUIET_S = 0.25
 _TICK_S = 0.001
 _BUSY_S = 0.002
 """How soon a queue is looked at again whose batches run on another thread."""
 _NEVER_NS = 1 << 62
 _TALLY_EVERY_NS = 100_000_000
-
-NativeCall = Any
-NativeAnswer = tuple[NativeCall, int, bytes | None, str, Trailing]
-NativeGood = tuple[NativeCall, bytes, str, int]
-NativeRequest = tuple[NativeCall, bytes, int, int, int, bool]
 
 
 class NativeGrpcListener:
@@ -80,6 +81,8 @@ class NativeGrpcListener:
         self._wheel: TimingWheel[Arrival] = TimingWheel(time.monotonic_ns())  # of messages of streams
         self._to_dispatch: set[int] = set()
         self._tallied_ns = 0
+        self._num_refused = 0
+        """Connections."""
         self._is_stopping = False
         self._thread = threading.Thread(target=self._serve, name="listener-grpc", daemon=True)
 
@@ -102,7 +105,8 @@ class NativeGrpcListener:
         self._count_unseen()
 
     def check(self) -> None:
-        """Greets new connections with certificates that were replaced; wrong ones leave the former in use."""
+        """Counts connections; greets new ones with certificates that were replaced, unless those are wrong."""
+        self._count_connections()
         if self._tls is None or (stamp := _stamp(self._tls)) == self._tls_stamp:
             return
         self._tls_stamp = stamp
@@ -114,7 +118,7 @@ class NativeGrpcListener:
 
     def reply(self, answers: Sequence[Answer]) -> None:
         """One call into the transport per batch, and one more where some have an error. From any thread."""
-        good: list[NativeGood] = []
+        good: list[GoodAnswer] = []
         other: list[NativeAnswer] = []
         were_good: list[Answer] = []
         were_other: list[Answer] = []
@@ -196,7 +200,7 @@ class NativeGrpcListener:
         self._to_dispatch.add(index)
         self._transport.wake()
 
-    def _enter(self, requests: Sequence[NativeRequest]) -> None:
+    def _enter(self, requests: Sequence[Request]) -> None:
         """Requests of one `take`, each group pushed at once."""
         pushed: dict[int, list[Arrival]] = {}
         wrong: list[Answer] = []
@@ -241,17 +245,20 @@ class NativeGrpcListener:
         except HeadroomError as error:
             return error
         if allowed_us:
-            context = arrival.context
-            context.deadline = limited(context.deadline, context.arrived_ns, allowed_us)
-            self._transport.limit(arrival.token, context.deadline.at_ns)
+            self._shorten(arrival, allowed_us)
         return None
 
-    def _context(self, call: NativeCall) -> tuple[RequestContext, HeadroomError | None]:
+    def _shorten(self, arrival: Arrival, allowed_us: int) -> None:
+        context = arrival.context
+        context.deadline = limited(context.deadline, context.arrived_ns, allowed_us)
+        self._transport.limit(arrival.token, context.deadline.at_ns)
+
+    def _context(self, call: Call) -> tuple[RequestContext, HeadroomError | None]:
         metadata = dict(call.metadata)
         _, error = timeout_ms(metadata)  # heeded by the transport, where it is right
         return call_context(metadata, self._ids, call.arrived_ns, Deadline(call.deadline_ns or _NEVER_NS)), error
 
-    def _enter_late(self, call: NativeCall, payload: bytes, index: int) -> None:
+    def _enter_late(self, call: Call, payload: bytes, index: int) -> None:
         """A call that no batch answers, or one whose route only Python can see."""
         context, error = self._context(call)
         path = self._table.paths[index]
@@ -264,6 +271,7 @@ class NativeGrpcListener:
         self._ledger.opened(1)
         arrival = Arrival(context, payload, route, route.codec.count_items(payload), self, call)
         self._open[call.id] = arrival
+        self._shorten(arrival, int(route.budget_ms * 1000))
         error = error or self._limit(arrival, route.codec.timeout_us)
         if error is not None:
             return self.reply([Answer(arrival, None, error)])
@@ -271,21 +279,21 @@ class NativeGrpcListener:
 
     # Streams and ends
 
-    def _on_event(self, call: NativeCall, kind: int, payload: bytes, code: int) -> None:
-        if kind == _OPENED:
+    def _on_event(self, call: Call, kind: int, payload: bytes, code: int) -> None:
+        if kind == EventKind.OPENED:
             self._open_stream(call)
-        elif kind == _ENDED:
+        elif kind == EventKind.ENDED:
             self._end(call, code)
         elif (stream := self._streams.get(call.id)) is None:
             self._others.on_event(call, kind, payload)
-        elif kind == MESSAGE:
+        elif kind == EventKind.MESSAGE:
             stream.on_message(payload)
-        elif kind == HALF_CLOSED:
+        elif kind == EventKind.HALF_CLOSED:
             stream.on_half_closed()
-        elif kind == WRITABLE:
+        elif kind == EventKind.WRITABLE:
             stream.on_writable()
 
-    def _open_stream(self, call: NativeCall) -> None:
+    def _open_stream(self, call: Call) -> None:
         context, error = self._context(call)
         path = self._table.paths[call.route]
         route = self._methods.scored.get(path)
@@ -309,13 +317,13 @@ class NativeGrpcListener:
         self._wheel.add(arrival.context.deadline.at_ns, arrival)
         self._push(self._table.index_of(route), [arrival], now_ns)
 
-    def _close_stream(self, call: NativeCall) -> None:
+    def _close_stream(self, call: Call) -> None:
         self._streams.pop(call.id, None)
 
-    def _end(self, call: NativeCall, code: int) -> None:
+    def _end(self, call: Call, code: int) -> None:
         """The deadline has passed, or the client has left; it has been answered."""
         arrival = self._open.pop(call.id, None)
-        error = _end_error(code, call)
+        error = _end_error(code)
         if arrival is not None:
             arrival.is_answered = True
             arrival.context.cancelled = code == _CANCELLED
@@ -331,6 +339,13 @@ class NativeGrpcListener:
 
     def _settle(self, answers: Sequence[Answer]) -> None:
         self._ledger.settle([_settled(answer) for answer in answers], time.monotonic_ns())
+
+    def _count_connections(self) -> None:
+        now = self._transport.statistics()
+        metrics, refused = self._ledger.metrics, now["refused_connections"]
+        metrics.set_connections("grpc", now["connections"])
+        metrics.count_rejections("grpc", "connections", refused - self._num_refused)
+        self._num_refused = refused
 
     def _count_unseen(self) -> None:
         """What the transport refused, or what ended in its queues."""
@@ -368,8 +383,6 @@ def _settled(answer: Answer) -> Settled:
     return settled
 
 
-def _end_error(code: int, call: NativeCall) -> HeadroomError:
-    if code == _CANCELLED:
-        return Cancelled("the client left")
-    allowed_ms = (call.deadline_ns - call.arrived_ns) / 1e6
-    return DeadlineExceeded(f"no answer within the {allowed_ms:.1f} ms allowed")
+def _end_error(code: int) -> HeadroomError:
+    """For the accounts; the client has been told by the transport."""
+    return Cancelled("the client left") if code == _CANCELLED else DeadlineExceeded("no answer within the time allowed")

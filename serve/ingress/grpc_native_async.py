@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 from serve.context import RequestContext
 from serve.errors import Cancelled, HeadroomError, Internal
 from serve.ingress.grpc_methods import StreamMethod
-from serve.ingress.grpc_native_stream import UNSENT_HIGH
+
+if TYPE_CHECKING:
+    from kernels.transport import Call, Transport
 
 log = logging.getLogger(__name__)
 
-NativeCall = Any
-Transport = Any
+Done = Callable[[bytes | None, HeadroomError | None], None]
 
 
 class AsyncLoop:
@@ -41,27 +44,36 @@ class AsyncLoop:
         self.loop.call_soon(self.loop.stop)
 
 
-class AsyncWork:
-    """One coroutine that answers a unary call."""
+class _AsyncCall:
+    """One call, answered by a task: its last message, if it has one, or its error, are told to `done`."""
 
-    def __init__(self, context: RequestContext, done: Callable[[bytes, HeadroomError | None], None]) -> None:
+    def __init__(self, context: RequestContext, done: Done) -> None:
         self._context = context
         self._done = done
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
 
-    def start(self, on: AsyncLoop, answer: Awaitable[bytes]) -> None:
+    def start(self, on: AsyncLoop) -> None:
         """From any thread."""
         self._loop = on.loop
-        self._loop.call_soon_threadsafe(self._begin, answer)
+        self._loop.call_soon_threadsafe(self._begin)
 
-    def _begin(self, answer: Awaitable[bytes]) -> None:
-        self._task = self._loop.create_task(self._run(answer))
+    def cancel(self, *, is_cancelled: bool) -> None:
+        """The client has left, or the deadline has passed: nobody waits for the answer. From any thread."""
+        self._context.cancelled = is_cancelled
+        self._loop.call_soon_threadsafe(lambda: self._task.cancel() if self._task is not None else None)
 
-    async def _run(self, answer: Awaitable[bytes]) -> None:
-        body, error = b"", None
+    @abstractmethod
+    async def _answer(self) -> bytes | None: ...
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        body: bytes | None = None
+        error: HeadroomError | None = None
         try:
-            body = await answer
+            body = await self._answer()
         except HeadroomError as known:
             error = known
         except asyncio.CancelledError:
@@ -71,54 +83,37 @@ class AsyncWork:
             error = Internal()
         self._done(body, error)
 
-    def cancel(self, *, is_cancelled: bool) -> None:
-        """The call has ended: nobody waits for the answer. From any thread."""
-        self._context.cancelled = is_cancelled
-        self._loop.call_soon_threadsafe(lambda: self._task.cancel() if self._task is not None else None)
+
+class AsyncWork(_AsyncCall):
+    """One coroutine that answers a unary call."""
+
+    def __init__(self, answer: Awaitable[bytes], context: RequestContext, done: Done) -> None:
+        super().__init__(context, done)
+        self._awaitable = answer
+
+    async def _answer(self) -> bytes:
+        return await self._awaitable
 
 
-class AsyncStream:
+class AsyncStream(_AsyncCall):
     """One call of a `StreamMethod`."""
 
     def __init__(
-        self,
-        call: NativeCall,
-        transport: Transport,
-        context: RequestContext,
-        done: Callable[[HeadroomError | None], None],
+        self, call: Call, transport: Transport, method: StreamMethod, context: RequestContext, done: Done
     ) -> None:
+        super().__init__(context, done)
         self._call = call
         self._transport = transport
-        self._context = context
-        self._done = done
+        self._method = method
         self._messages: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by the transport's credit
         self._is_writable = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop
-        self._task: asyncio.Task[None] | None = None
 
-    def start(self, on: AsyncLoop, method: StreamMethod) -> None:
-        """From the listener's thread."""
-        self._loop = on.loop
-        self._loop.call_soon_threadsafe(self._begin, method)
-
-    def _begin(self, method: StreamMethod) -> None:
-        self._task = self._loop.create_task(self._run(method))
-
-    async def _run(self, method: StreamMethod) -> None:
-        error: HeadroomError | None = None
-        try:
-            async for message in method(self._read(), self._context):
+    async def _answer(self) -> None:
+        async with aclosing(self._method(self._read(), self._context)) as answers:
+            async for message in answers:
                 self._is_writable.clear()
-                if self._transport.send(self._call, message) > UNSENT_HIGH:
+                if self._transport.send(self._call, message):
                     await self._is_writable.wait()
-        except HeadroomError as known:
-            error = known
-        except asyncio.CancelledError:
-            error = Cancelled("the call has ended")
-        except Exception:
-            log.exception("stream failed", extra={"request_id": self._context.request_id})
-            error = Internal()
-        self._done(error)
 
     async def _read(self) -> AsyncIterator[bytes]:
         while (payload := await self._messages.get()) is not None:
@@ -136,8 +131,3 @@ class AsyncStream:
     def on_writable(self) -> None:
         """The client has taken what had piled up."""
         self._loop.call_soon_threadsafe(self._is_writable.set)
-
-    def cancel(self, *, is_cancelled: bool) -> None:
-        """The client has left, or the deadline has passed. From any thread."""
-        self._context.cancelled = is_cancelled
-        self._loop.call_soon_threadsafe(lambda: self._task.cancel() if self._task is not None else None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from kernels.transport import EventKind
 from serve.context import RequestContext
 from serve.errors import HeadroomError, Internal
 from serve.ingress.grpc_metadata import Trailing, error_trailing
@@ -15,13 +16,12 @@ from serve.ingress.grpc_native_async import AsyncLoop, AsyncStream, AsyncWork
 from serve.ingress.ledger import Ledger
 from serve.ingress.status import grpc_status
 
+if TYPE_CHECKING:
+    from kernels.transport import Call, Transport
+
 log = logging.getLogger(__name__)
 
-MESSAGE, HALF_CLOSED, WRITABLE = 2, 3, 5
 _CANCELLED, _DEADLINE_EXCEEDED = 1, 4
-
-NativeCall = Any
-Transport = Any
 
 
 class OtherCalls:
@@ -44,7 +44,7 @@ class OtherCalls:
         self._loop.stop()
 
     def answer(
-        self, call: NativeCall, path: str, payload: bytes, context: RequestContext, error: HeadroomError | None
+        self, call: Call, path: str, payload: bytes, context: RequestContext, error: HeadroomError | None
     ) -> None:
         """A direct method, or the `error` that stands in its way."""
         self._ledger.opened(1)
@@ -60,39 +60,39 @@ class OtherCalls:
         if isinstance(body, bytes):
             return self._ended.append(_Ended(call, path, len(payload), body, context, error))
 
-        def done(body: bytes, error: HeadroomError | None) -> None:
+        def done(body: bytes | None, error: HeadroomError | None) -> None:
             self._running.pop(call.id, None)
             self._reply([_Ended(call, path, len(payload), body, context, error)])
 
-        work = self._running[call.id] = AsyncWork(context, done)
-        return work.start(self._loop, body)
+        work = self._running[call.id] = AsyncWork(body, context, done)
+        return work.start(self._loop)
 
-    def open_stream(self, call: NativeCall, path: str, context: RequestContext, error: HeadroomError | None) -> None:
+    def open_stream(self, call: Call, path: str, context: RequestContext, error: HeadroomError | None) -> None:
         """A stream, or the `error` that stands in its way."""
         self._ledger.opened(1)
         if error is not None:
             return self._ended.append(_Ended(call, path, 0, None, context, error))
 
-        def done(error: HeadroomError | None) -> None:
+        def done(body: bytes | None, error: HeadroomError | None) -> None:
             self._running.pop(call.id, None)
-            self._reply([_Ended(call, path, 0, None, context, error)])
+            self._reply([_Ended(call, path, 0, body, context, error)])
 
-        stream = self._running[call.id] = AsyncStream(call, self._transport, context, done)
-        return stream.start(self._loop, self._methods.streams[path])
+        stream = self._running[call.id] = AsyncStream(call, self._transport, self._methods.streams[path], context, done)
+        return stream.start(self._loop)
 
-    def on_event(self, call: NativeCall, kind: int, payload: bytes) -> None:
+    def on_event(self, call: Call, kind: int, payload: bytes) -> None:
         """What a stream has received, or that it may send again."""
         stream = self._running.get(call.id)
         if not isinstance(stream, AsyncStream):
             return
-        if kind == MESSAGE:
+        if kind == EventKind.MESSAGE:
             stream.on_message(payload)
-        elif kind == HALF_CLOSED:
+        elif kind == EventKind.HALF_CLOSED:
             stream.on_half_closed()
-        elif kind == WRITABLE:
+        elif kind == EventKind.WRITABLE:
             stream.on_writable()
 
-    def end(self, call: NativeCall, *, is_cancelled: bool) -> None:
+    def end(self, call: Call, *, is_cancelled: bool) -> None:
         """The client has left, or the deadline has passed."""
         running = self._running.get(call.id)
         if running is not None:
@@ -118,14 +118,14 @@ class OtherCalls:
 class _Ended(NamedTuple):
     """A call and its answer."""
 
-    call: NativeCall
+    call: Call
     path: str
     bytes_in: int
     body: bytes | None
     context: RequestContext
     error: HeadroomError | None
 
-    def answer(self) -> tuple[NativeCall, int, bytes | None, str, Trailing]:
+    def answer(self) -> tuple[Call, int, bytes | None, str, Trailing]:
         """As the transport takes it."""
         trailing: Trailing = (("x-request-id", self.context.request_id),)
         if self.error is None:

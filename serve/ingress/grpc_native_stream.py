@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from serve.batching.arrival import Answer, Arrival, Route, StreamCodec
 
-UNSENT_HIGH = 256 << 10
-"""Bytes sent that the client has not taken, above which nothing more is sent until the transport says `writable`."""
-
-NativeCall = Any
-Transport = Any
+if TYPE_CHECKING:
+    from kernels.transport import Call, Transport
 
 
 class ScoredStream:
@@ -24,11 +21,11 @@ class ScoredStream:
 
     def __init__(
         self,
-        call: NativeCall,
+        call: Call,
         transport: Transport,
         route: Route,
         admit: Callable[[ScoredStream, bytes], None],
-        close: Callable[[NativeCall], None],
+        close: Callable[[Call], None],
     ) -> None:
         self._call = call
         self._transport = transport
@@ -61,10 +58,10 @@ class ScoredStream:
         if encoded is None:
             assert answer.error is not None
             encoded = self._codec.encode_error(answer.arrival.payload, answer.error)
-        unsent = self._transport.send(self._call, encoded.body)
+        has_piled_up = self._transport.send(self._call, encoded.body)
         with self._lock:
             self._num_waiting -= 1
-            self._is_piled_up = self._is_piled_up or unsent > UNSENT_HIGH
+            self._is_piled_up = self._is_piled_up or has_piled_up
             if self._is_piled_up:
                 self._owed += 1
                 granted = 0

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from serve.batching.arrival import Entrance, Route
 from serve.ingress.grpc_methods import OTHER_BUDGET_MS, GrpcMethods
 from serve.ingress.ledger import Ledger
 from serve.ingress.wire.infer_codecs import MODEL_INFER
 from serve.settings import Limits
+
+if TYPE_CHECKING:
+    from kernels.transport import Transport
 
 _OTHER_GROUP = 0
 _STREAM_CREDIT = 4
@@ -49,7 +52,7 @@ class MethodTable:
     def _add_all(self, methods: GrpcMethods) -> None:
         for path, route in methods.batched.items():
             self._unary[path] = self._add(path, route)
-        for path in (*methods.closed, *methods.direct, *((MODEL_INFER,) if methods.models else ())):
+        for path in (*methods.closed, *methods.direct, MODEL_INFER):
             self._unary[path] = self._add(path, None)
         for (name, version), route in methods.models.items():
             index = self._index_of_route.get(id(route))
@@ -120,7 +123,7 @@ class MethodTable:
         """Whether some queue is not being taken from."""
         return any(plan.room == 0 for plan in self._plans.values())
 
-    def plan(self, transport: Any) -> None:
+    def plan(self, transport: Transport) -> None:
         """Tells the transport how much of each queue the next batch has room for, and how long it may be: no longer
         than can be answered in time.
         """

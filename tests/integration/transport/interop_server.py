@@ -13,13 +13,13 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Self
 
+from kernels.transport import EventKind
+
 SERVICE = "grpc.testing.TestService"
 UNARY = {name: f"/{SERVICE}/{name}" for name in ("EmptyCall", "UnaryCall", "UnimplementedCall")}
 STREAMS = {name: f"/{SERVICE}/{name}" for name in ("StreamingOutputCall", "StreamingInputCall", "FullDuplexCall")}
-_MESSAGE, _OPENED, _HALF_CLOSED, _ENDED, _WRITABLE = 2, 1, 3, 4, 5
 _CREDIT = 4
 SUM_ROUTE = 3
-UNSENT_HIGH = 256 << 10
 
 
 class InteropServer:
@@ -90,22 +90,22 @@ class InteropServer:
         self.transport.reply([(call, code, body, message, self._trailing(call) + details)])
 
     def _on_event(self, call: Any, kind: int, payload: bytes, code: int) -> None:
-        if kind == _ENDED:
+        if kind == EventKind.ENDED:
             self.ended.append(code)
             self._to_send.pop(call.id, None)
-        elif kind == _OPENED:
+        elif kind == EventKind.OPENED:
             self._sums[call.id] = 0
             self._echo_initial(call)
-        elif kind == _MESSAGE:
+        elif kind == EventKind.MESSAGE:
             self.num_messages += 1
             if self.is_paused.is_set():  # takes no more of it
                 return
             self.transport.grant(call, 1)
             self._on_message(call, payload)
-        elif kind == _HALF_CLOSED:
+        elif kind == EventKind.HALF_CLOSED:
             self._half_closed.add(call.id)
             self._send(call)
-        elif kind == _WRITABLE:
+        elif kind == EventKind.WRITABLE:
             self._piled_up.discard(call.id)
             self._send(call)
 
@@ -123,7 +123,7 @@ class InteropServer:
     def _send(self, call: Any) -> None:
         _, sizes = self._to_send.get(call.id, (call, deque()))
         while sizes and call.id not in self._piled_up:
-            if self.transport.send(call, b"\0" * sizes.popleft()) > UNSENT_HIGH:
+            if self.transport.send(call, b"\0" * sizes.popleft()):
                 self._piled_up.add(call.id)
         if not sizes and call.id in self._half_closed:
             is_sum = call.route == SUM_ROUTE

@@ -176,6 +176,25 @@ def test_slow_loris() -> None:
         slow.close()
 
 
+def test_messages_that_never_come_to_their_end_count_as_memory() -> None:
+    """Each stream may send a message; all of them together hold no more than the memory allowed."""
+    with InteropServer(max_buffered_bytes=4 * MB) as server, connect(server.port) as connection:
+        part = message(bytes(MB))[: MB // 2]
+        connection.frames([SETTINGS])
+        connection.sendall(frame(SETTINGS, ACK, 0))  # from here on the streams' windows are what the server said
+        for stream in range(1, 41, 2):
+            opened = frame(HEADERS, END_HEADERS, stream, call_headers(UNARY["UnaryCall"]))
+            pieces = b"".join(frame(DATA, 0, stream, part[at : at + 16384]) for at in range(0, len(part), 16384))
+            connection.sendall(opened + pieces)
+        refused = 0
+        while refused < 12:  # of twenty; eight halves fill what is allowed
+            assert connection.frames([HEADERS])[-1][0] == HEADERS
+            refused += 1
+        assert server.transport.statistics()["buffered_bytes"] <= 4 * MB
+        connection.close()
+        until(lambda: server.transport.statistics()["buffered_bytes"] == 0, "all of it is given back")
+
+
 def test_many_idle_connections_cost_little_and_are_bounded() -> None:
     """As many as this process may have descriptors for, up to 8 000 at both ends; one more is turned away."""
     import resource

@@ -6,14 +6,16 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc.service_pb2 import ModelInferRequest
 
+from serve.batching.arrival import Arrival, Route
 from serve.context import RequestContext
 from serve.ingress import grpc_listener
 from serve.ingress.grpc_aio import AioGrpcListener
@@ -21,7 +23,8 @@ from serve.ingress.grpc_health import Health
 from serve.ingress.grpc_methods import GrpcMethods
 from serve.ingress.grpc_native import NativeGrpcListener
 from serve.ingress.ledger import Ledger
-from serve.observability.families import REQUESTS
+from serve.ingress.wire.infer_codecs import MODEL_INFER
+from serve.observability.families import CONNECTIONS, REJECTIONS, REQUESTS
 from serve.observability.logs import AccessLog
 from serve.observability.metrics import Metrics
 from serve.settings import GrpcTls, Limits, Listen, SettingsError
@@ -34,7 +37,7 @@ WAIT_S = 20
 
 @contextmanager
 def listening(
-    folder: Path, methods: GrpcMethods, **listen: object
+    folder: Path, methods: GrpcMethods, limits: Limits | None = None, **listen: object
 ) -> Iterator[tuple[grpc_listener.GrpcListener, str, Metrics]]:
     """A listener, its target, and what it counts into."""
     metrics = Metrics.open(folder / "metrics", version="0")
@@ -44,13 +47,36 @@ def listening(
         port = bound.getsockname()[1]
         settings = Listen.model_validate({"grpc_port": port, **listen})
         ledger = Ledger("grpc", metrics, access_log)
-        listener = grpc_listener.grpc_listener(settings, bound, methods, Limits(), ledger)
+        listener = grpc_listener.grpc_listener(settings, bound, methods, limits or Limits(), ledger)
         listener.start()
         try:
             yield listener, f"127.0.0.1:{port}", metrics
         finally:
             listener.drain(time.monotonic_ns() + 500_000_000)
             metrics.close()
+
+
+class SlowCodec:
+    endpoint = "ModelInfer"
+
+    def count_items(self, payload: bytes) -> int:
+        return 1
+
+    def timeout_us(self, payload: bytes) -> int | None:
+        return None
+
+
+class NeverRuns:
+    """Takes in everything, and never has an answer."""
+
+    def push(self, arrivals: Sequence[Arrival], now_ns: int) -> list[object]:
+        return []
+
+    def room(self, budget_ms: float) -> tuple[int, int]:
+        return 16, 16
+
+    def dispatch(self, again: object) -> bool:
+        return False
 
 
 def echo() -> GrpcMethods:
@@ -119,6 +145,53 @@ def test_watchers_hear_of_the_end_and_do_not_hold_it_up(tmp_path: Path) -> None:
         assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
         health.shut_down()
         assert [answer.status for answer in watched] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+
+
+def test_connections_are_counted_and_those_turned_away_too(tmp_path: Path) -> None:
+    def shown(listener: grpc_listener.GrpcListener, metrics: Metrics) -> tuple[float, float]:
+        listener.check()
+        values = metrics.snapshot().values_of
+        return values(CONNECTIONS.name).get(("grpc",), 0), values(REJECTIONS.name).get(("grpc", "connections"), 0)
+
+    with listening(tmp_path, echo(), limits=Limits(max_connections=1)) as (listener, target, metrics):
+        with grpc.insecure_channel(target) as channel:
+            assert channel.unary_unary(ECHO)(b"x", timeout=WAIT_S) == b"x"
+            host, _, port = target.partition(":")
+            with socket.create_connection((host, int(port)), timeout=WAIT_S) as one_more:
+                assert one_more.recv(1) == b""
+            assert shown(listener, metrics) == (1, 1)
+        until(lambda: shown(listener, metrics) == (0, 1), "the connection is gone, the refusal stays counted")
+
+
+def test_a_model_nobody_serves_is_not_found_though_none_is_loaded(tmp_path: Path) -> None:
+    with listening(tmp_path, echo()) as (_, target, _), grpc.insecure_channel(target) as channel:
+        with pytest.raises(grpc.RpcError) as unknown:
+            channel.unary_unary(MODEL_INFER)(ModelInferRequest(model_name="m").SerializeToString(), timeout=WAIT_S)
+        assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
+        assert "Request for unknown model: 'm'" in unknown.value.details()
+
+
+def test_a_message_whose_model_comes_last_has_its_models_budget(tmp_path: Path) -> None:
+    """Which only Python sees: every client writes the name first."""
+    recorded = Metrics.open(tmp_path / "of the model", version="0")
+    recorder = recorded.pipeline("m", (), budget_ms=200.0, stage_budgets_ms={})
+    never = Route(SlowCodec(), NeverRuns(), 200.0, recorder, "m")  # type: ignore[arg-type]
+    methods = GrpcMethods(batched={}, direct={}, models={("m", ""): never})
+    named, identified = ModelInferRequest(model_name="m"), ModelInferRequest(id="7")
+    with listening(tmp_path, methods) as (_, target, _), grpc.insecure_channel(target) as channel:
+        for message in (named.SerializeToString() + identified.SerializeToString(),
+                        identified.SerializeToString() + named.SerializeToString()):  # fmt: skip
+            with pytest.raises(grpc.RpcError) as late:
+                channel.unary_unary(MODEL_INFER)(message, timeout=WAIT_S)
+            assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            assert late.value.details() == "no answer within the 200.0 ms allowed"
+    recorded.close()
+
+
+def test_the_kinds_of_events_are_those_of_the_extension_module() -> None:
+    from kernels.transport import EventKind, _transport
+
+    assert {kind.name.lower(): kind.value for kind in EventKind} == _transport.EVENT_KINDS
 
 
 def test_what_never_reached_python_is_counted_and_nothing_stays_in_flight(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -97,7 +97,7 @@ async def later(payload: bytes) -> bytes:
     return work(payload)
 
 
-async def stream(messages: AsyncIterator[bytes], _: RequestContext) -> AsyncIterator[bytes]:
+async def stream(messages: AsyncIterator[bytes], _: RequestContext) -> AsyncGenerator[bytes, None]:
     async for payload in messages:
         yield work(payload)
 

@@ -98,6 +98,24 @@ def test_the_share_may_be_tuned_while_it_serves():
     assert len(collector.push([arrival(left_ns=100 * MS)], 0)) == 1
 
 
+def test_as_many_may_wait_elsewhere_as_are_planned_within_their_share_of_the_time():
+    collector = Collector("p", max_items=100, share=0.5)
+    assert collector.bound(20) == 100  # nothing is known yet
+    collector.done(0, MS, 2)
+    assert collector.bound(20) == 8  # 10 ms, of which the batch that runs takes two
+    collector.push([arrival(3)], 0)
+    assert collector.bound(20) == 5
+    collector.push([arrival(50)], 0)
+    assert collector.bound(20) == 1  # somebody has to try
+    assert collector.bound(10_000) == 100  # never more than that
+
+
+def test_a_large_batch_leaves_at_least_half_of_the_share_to_those_that_wait():
+    collector = Collector("p", max_items=100, share=0.5)
+    collector.done(0, MS, 64)
+    assert collector.bound(20) == 5
+
+
 def test_an_empty_pipeline_never_refuses_for_a_predicted_wait():
     collector = Collector("p", max_items=100)
     collector.done(0, 10**15, 1)

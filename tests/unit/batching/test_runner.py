@@ -19,7 +19,7 @@ from serve.batching.runner import Batch, run_isolated
 from serve.budgets.ladder import Ladder, Rung
 from serve.budgets.timings import Timings
 from serve.errors import DeadlineExceeded, HeadroomError, Internal, InvalidInput, Overloaded
-from tests.unit.batching.cases import FAR_NS, MS, CallFlow, ListCodec, RecordingListener, RunnerBench
+from tests.unit.batching.cases import FAR_NS, MS, CallFlow, ListCodec, RecordingListener, RunnerBench, arrival
 
 WAIT_S = 10.0
 BAD = "bad"
@@ -33,6 +33,16 @@ def raising_on_bad(items: Sequence[Any], batch: Batch) -> list[Any]:
 
 def batch_of(rung: int = 0) -> Batch:
     return Batch(rung, "", FAR_NS, Timings())
+
+
+def test_a_listener_may_push_one_batch_ahead_of_the_one_that_runs():
+    bench = RunnerBench(max_batch_items=4)
+    assert bench.runner.room(50)[0] == 4
+    bench.collector.push([arrival(3)], 0)
+    assert bench.runner.room(50)[0] == 4
+    bench.collector.push([arrival(1)], 0)
+    assert bench.runner.room(50)[0] == 0
+    assert bench.runner.room(50)[1] == bench.collector.bound(50)
 
 
 # Outcomes
