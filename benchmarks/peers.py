@@ -167,7 +167,8 @@ def main() -> None:
             "question": "how does one-row infer compare with stock Ray Serve and MLServer?",
             "rounds": num_rounds, "row_s": seconds,
             "servers": {name: environment_of(subject) for name, subject in subjects.items()},
-            "peer_versions": peer_versions("ray_serve", "mlserver"), "contestants": figures, "headroom_over_peer": ratios(figures),
+            "peer_versions": peer_versions("ray_serve", "mlserver"),
+            "contestants": figures, "headroom_over_peer": ratios(figures),
         }  # fmt: skip
     file = save("peers", payload, is_quick=options.quick)
     print(f"written to {file} and {plot_peers(json.loads(file.read_text()), file.with_suffix('.png'))}")
