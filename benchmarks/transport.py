@@ -69,10 +69,16 @@ def triton(folder: Path) -> tuple[Subject, str]:
 class Frontend(Subject):
     """`benchmarks.frontend`, ready when its port takes a call."""
 
-    def __init__(self, kind: str, folder: Path, *, certificates: Path | None = None) -> None:
+    def __init__(
+        self, kind: str, folder: Path, *, certificates: Path | None = None, busy_switch_ms: float | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (self.port,) = free_ports(1)
-        words = [kind, str(self.port), *([str(certificates)] if certificates else [])]
+        words = [kind, str(self.port)]
+        if certificates is not None:
+            words += ["--certificates", str(certificates)]
+        if busy_switch_ms is not None:
+            words += ["--busy-switch-ms", str(busy_switch_ms)]
         self.scheme = "https" if certificates else "http"
         super().__init__(
             f"front end, {kind}", [sys.executable, "-m", "benchmarks.frontend", *words], folder, self.url,

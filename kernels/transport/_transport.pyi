@@ -41,14 +41,17 @@ class Transport:
         listener: int,
         num_threads: int,
         limits: dict[str, int],
-        num_groups: int,
+        tls: tuple[str, str, str] | None,
+    ) -> None: ...
+    def serve(
+        self,
         routes: Sequence[tuple[int, int, str, Metadata | None]],
         methods: dict[str, tuple[bool, bool, int, int]],
         models: Sequence[tuple[str, str, int]],
-        tls: tuple[str, str, str] | None,
     ) -> None:
-        """`routes`: group, budget in ns, what a full queue says, its trailers; the first is for unknown paths. `methods`:
-        by path, whether unary, whether its message names a model, route, credit. `models`: name, version, route.
+        """What is served from now on. `routes`: group, budget in ns, what a full queue says, its trailers; the first is for
+        unknown paths, and a route keeps its number and group for ever. `methods`: by path, whether unary, whether its
+        message names a model, route, credit. `models`: name, version, route.
         """
 
     def start(self) -> None: ...

@@ -123,26 +123,34 @@ TlsFiles files_of(const TlsPaths& paths) { return {std::get<0>(paths), std::get<
 
 class Transport {
  public:
-  Transport(int listener, uint32_t num_threads, const nb::dict& limits, size_t num_groups, const std::vector<RouteTuple>& routes,
-            const std::unordered_map<std::string, MethodTuple>& methods,
-            const std::vector<std::tuple<std::string, std::string, uint32_t>>& models, const std::optional<TlsPaths>& tls) {
-    Config config;
-    config.limits = limits_of(limits);
+  Transport(int listener, uint32_t num_threads, const nb::dict& limits, const std::optional<TlsPaths>& tls) {
+    if (num_threads < 1) throw nb::value_error("num_threads is 0; allowed: at least 1");
+    const std::optional<TlsFiles> files = tls ? std::optional(files_of(*tls)) : std::nullopt;
+    server_ = std::make_unique<Server>(limits_of(limits), listener, num_threads, files ? &*files : nullptr);
+  }
+
+  void serve(const std::vector<RouteTuple>& routes, const std::unordered_map<std::string, MethodTuple>& methods,
+             const std::vector<std::tuple<std::string, std::string, uint32_t>>& models) {
+    if (routes.empty()) throw nb::value_error("there is no route for unknown paths");
+    if (routes.size() < num_routes_) throw nb::value_error("there are fewer routes than before");
+    Table table;
+    std::vector<size_t> groups;
     for (const auto& [group, budget_ns, message, trailers] : routes) {
-      config.routes.push_back({budget_ns, {kResourceExhausted, message, metadata_of(trailers.ptr())}});
+      if (group > routes.size()) throw nb::value_error("a route's group does not exist");
+      table.routes.push_back({budget_ns, {kResourceExhausted, message, metadata_of(trailers.ptr())}});
+      groups.push_back(group);
     }
     for (const auto& [path, method] : methods) {
       const auto& [is_unary, names_model, route, credit] = method;
       if (route >= routes.size()) throw nb::value_error("a method's route does not exist");
-      config.methods[path] = {is_unary, names_model, route, credit};
+      table.methods[path] = {is_unary, names_model, route, credit};
     }
     for (const auto& [name, version, route] : models) {
       if (route >= routes.size()) throw nb::value_error("a model's route does not exist");
-      config.models[model_key(name, version)] = route;
+      table.models[model_key(name, version)] = route;
     }
-    const std::optional<TlsFiles> files = tls ? std::optional(files_of(*tls)) : std::nullopt;
-    server_ = std::make_unique<Server>(std::move(config), num_groups, listener, num_threads, files ? &*files : nullptr);
-    for (size_t i = 0; i < routes.size(); i++) server_->inbox().set_group(i, std::get<0>(routes[i]));
+    num_routes_ = routes.size();
+    server_->serve(std::move(table), groups);
   }
 
   void start() { server_->start(); }
@@ -271,19 +279,16 @@ class Transport {
 
  private:
   nb::object settle_and_post(std::vector<Command>& commands) {
-    nb::object lost = nb::none();
+    std::vector<size_t> lost;
     std::vector<Command> posted;
     posted.reserve(commands.size());
+    lost.reserve(commands.size());
     for (size_t i = 0; i < commands.size(); i++) {
-      if (commands[i].call->settle()) {
-        posted.push_back(std::move(commands[i]));
-      } else {
-        if (lost.is_none()) lost = nb::list();
-        nb::cast<nb::list>(lost).append(i);
-      }
+      if (commands[i].call->settle()) posted.push_back(std::move(commands[i]));
+      else lost.push_back(i);
     }
-    server_->post(std::move(posted));
-    return lost;
+    server_->post(std::move(posted));  // before anything can fail: who has settled a call must answer it
+    return lost.empty() ? nb::none() : nb::cast(lost);
   }
 
   static const Handle& handle_of(PyObject* object) {
@@ -326,6 +331,7 @@ class Transport {
   std::unique_ptr<Server> server_;
   std::vector<Event> taken_;
   bool was_batch_ = false;
+  size_t num_routes_ = 0;
 };
 
 }  // namespace
@@ -350,10 +356,9 @@ NB_MODULE(_transport, module) {
       .def_prop_ro("metadata", [](const Handle& h) { return python_of(h.call->metadata); })
       .def_prop_ro("peer", [](const Handle& h) { return *h.call->peer; });
   nb::class_<Transport>(module, "Transport")
-      .def(nb::init<int, uint32_t, const nb::dict&, size_t, const std::vector<RouteTuple>&, const std::unordered_map<std::string, MethodTuple>&,
-                    const std::vector<std::tuple<std::string, std::string, uint32_t>>&, const std::optional<TlsPaths>&>(),
-           nb::kw_only(), nb::arg("listener"), nb::arg("num_threads"), nb::arg("limits"), nb::arg("num_groups"), nb::arg("routes"),
-           nb::arg("methods"), nb::arg("models"), nb::arg("tls").none())
+      .def(nb::init<int, uint32_t, const nb::dict&, const std::optional<TlsPaths>&>(), nb::kw_only(), nb::arg("listener"),
+           nb::arg("num_threads"), nb::arg("limits"), nb::arg("tls").none())
+      .def("serve", &Transport::serve, nb::arg("routes"), nb::arg("methods"), nb::arg("models"))
       .def("start", &Transport::start)
       .def("take", &Transport::take, nb::arg("timeout_s"))
       .def("reply", &Transport::reply, nb::arg("answers"))

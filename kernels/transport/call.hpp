@@ -18,7 +18,6 @@ enum Code : int {
   kResourceExhausted = 8,
   kUnimplemented = 12,
   kInternal = 13,
-  kUnavailable = 14,
 };
 
 // Metadata; binary values are bytes here and base64 on the wire.
@@ -83,7 +82,9 @@ class Share {
 class Payload {
  public:
   Payload() = default;
-  Payload(std::string bytes, const std::shared_ptr<Memory>& memory) : bytes_(std::move(bytes)) { share_.resize(bytes_.size(), memory); }
+  Payload(std::string bytes, const std::shared_ptr<Memory>& memory) : bytes_(std::move(bytes)) { share_.resize(cost(bytes_.size()), memory); }
+  // What a message of that size takes: an empty one is not free.
+  static size_t cost(size_t size) { return size + 128; }
   const std::string& bytes() const { return bytes_; }
 
  private:
@@ -108,9 +109,10 @@ struct Call {
 
   // Whoever sets it has the last word: Python's status, the deadline, or the client's departure.
   std::atomic<bool> is_settled{false};
-  // Under the inbox's lock: whether it waits there; whether Python was given it.
+  // Under the inbox's lock: whether it waits there, or its beginning does; whether Python was given it; its message's size.
   bool is_queued = false;
   bool was_taken = false;
+  size_t waiting_bytes = 0;
   // Bytes that Python has sent and the client has not taken yet.
   std::atomic<int64_t> unsent_bytes{0};
 

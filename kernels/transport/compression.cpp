@@ -18,6 +18,13 @@ int window_bits(Encoding encoding) { return encoding == Encoding::gzip ? kGzipWi
 // zlib counts in 32 bits.
 uInt clamped(size_t size) { return static_cast<uInt>(std::min<size_t>(size, 1U << 30)); }
 
+// Frees what zlib holds, whatever happens.
+template <int (*end)(z_stream*)>
+struct Ending {
+  z_stream& stream;
+  ~Ending() { end(&stream); }
+};
+
 Bytef* input(std::string_view bytes) { return reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data())); }
 
 }  // namespace
@@ -49,6 +56,7 @@ bool accepts(std::string_view accept_encoding, Encoding encoding) {
 Inflated inflate_message(Encoding encoding, std::string_view packed, size_t max_bytes, std::string& bytes) {
   z_stream stream{};
   if (inflateInit2(&stream, window_bits(encoding)) != Z_OK) throw std::bad_alloc();
+  const Ending<inflateEnd> ending{stream};
   bytes.clear();
   stream.next_in = input(packed);
   stream.avail_in = clamped(packed.size());
@@ -65,7 +73,6 @@ Inflated inflate_message(Encoding encoding, std::string_view packed, size_t max_
     if (state == Z_OK && bytes.size() == filled && stream.avail_in == 0) state = Z_BUF_ERROR;  // it ends too early
   }
   const bool is_all = state == Z_STREAM_END && stream.avail_in == 0;
-  inflateEnd(&stream);
   if (bytes.size() > max_bytes) return Inflated::too_large;
   return is_all ? Inflated::ok : Inflated::corrupt;
 }
@@ -75,6 +82,7 @@ std::string deflate_message(Encoding encoding, std::string_view bytes) {
   if (deflateInit2(&stream, Z_BEST_SPEED, Z_DEFLATED, window_bits(encoding), kMemoryLevel, Z_DEFAULT_STRATEGY) != Z_OK) {
     throw std::bad_alloc();
   }
+  const Ending<deflateEnd> ending{stream};
   std::string packed(deflateBound(&stream, bytes.size()), '\0');
   stream.next_in = input(bytes);
   stream.avail_in = clamped(bytes.size());
@@ -82,7 +90,6 @@ std::string deflate_message(Encoding encoding, std::string_view bytes) {
   stream.avail_out = clamped(packed.size());
   deflate(&stream, Z_FINISH);
   packed.resize(packed.size() - stream.avail_out);
-  deflateEnd(&stream);
   return packed;
 }
 

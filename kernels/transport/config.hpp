@@ -1,4 +1,4 @@
-// What the transport is told at its start.
+// What the transport is told: limits at its start, and what is served.
 #pragma once
 
 #include <cstddef>
@@ -47,11 +47,11 @@ inline std::string model_key(std::string_view name, std::string_view version) {
   return std::string(name) + '\0' + std::string(version);
 }
 
-struct Config {
-  Limits limits;
+// What is served. Replaced as a whole while calls are under way: a route keeps its number for ever.
+struct Table {
   std::vector<Route> routes;
-  std::unordered_map<std::string, Method> methods;      // by path
-  std::unordered_map<std::string, uint32_t> models;     // route by model_key
+  std::unordered_map<std::string, Method> methods;   // by path
+  std::unordered_map<std::string, uint32_t> models;  // route by model_key
 };
 
 }  // namespace headroom

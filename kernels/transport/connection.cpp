@@ -24,10 +24,10 @@ int64_t spread(int64_t age_ns, uint64_t id) {
 
 }  // namespace
 
-Connection::Connection(int fd, uint64_t id, Host& host, const Config& config, const TlsContext& tls, std::string peer)
-    : fd_(fd), id_(id), host_(host), limits_(config.limits),
-      session_(host, config, id, std::make_shared<const std::string>(std::move(peer))), ssl_(nullptr, SSL_free),
-      opened_ns_(host.now_ns()), max_age_ns_(spread(config.limits.max_age_ns, id)), heard_ns_(host.now_ns()) {
+Connection::Connection(int fd, uint64_t id, Host& host, const Limits& limits, const TlsContext& tls, std::string peer)
+    : socket_{fd}, id_(id), host_(host), limits_(limits),
+      session_(host, limits, id, std::make_shared<const std::string>(std::move(peer))), ssl_(nullptr, SSL_free),
+      opened_ns_(host.now_ns()), max_age_ns_(spread(limits.max_age_ns, id)), heard_ns_(host.now_ns()) {
   if (tls) {
     ssl_.reset(SSL_new(tls.get()));
     if (!ssl_ || SSL_set_fd(ssl_.get(), fd) != 1) throw std::bad_alloc();
@@ -38,8 +38,9 @@ Connection::Connection(int fd, uint64_t id, Host& host, const Config& config, co
 Connection::~Connection() {
   if (ssl_ && SSL_is_init_finished(ssl_.get())) SSL_shutdown(ssl_.get());
   ERR_clear_error();
-  close(fd_);
 }
+
+Connection::Socket::~Socket() { close(fd); }
 
 bool Connection::handshake() {
   if (!ssl_ || SSL_is_init_finished(ssl_.get())) return true;
@@ -57,7 +58,7 @@ bool Connection::handshake() {
 // Bytes; 0 where there are none now, -1 where there will be none.
 ssize_t Connection::receive(uint8_t* bytes, size_t size) {
   if (!ssl_) {
-    const ssize_t n = recv(fd_, bytes, size, 0);
+    const ssize_t n = recv(socket_.fd, bytes, size, 0);
     if (n > 0) return n;
     return n < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : -1;
   }
@@ -70,7 +71,7 @@ ssize_t Connection::receive(uint8_t* bytes, size_t size) {
 
 ssize_t Connection::send(const char* bytes, size_t size) {
   if (!ssl_) {
-    const ssize_t n = ::send(fd_, bytes, size, MSG_NOSIGNAL);
+    const ssize_t n = ::send(socket_.fd, bytes, size, MSG_NOSIGNAL);
     if (n >= 0) return n;
     return errno == EAGAIN || errno == EINTR ? 0 : -1;
   }
@@ -81,7 +82,12 @@ ssize_t Connection::send(const char* bytes, size_t size) {
   return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? 0 : -1;
 }
 
-Connection::Read Connection::read(uint8_t* scratch, size_t size) {
+Connection::Read Connection::read(uint8_t* scratch, size_t size, bool may_have_ended) {
+  has_read_on_ = false;
+  if (session_.has_deferred()) {
+    is_dirty = true;
+    if (session_.resume_deferred()) return Read::more;  // no more from who has us inflate, before that is done
+  }
   if (!handshake()) return Read::over;
   if (ssl_ && !SSL_is_init_finished(ssl_.get())) return Read::drained;
   for (int i = 0; i < kReadsPerTurn || (ssl_ && SSL_pending(ssl_.get()) > 0); i++) {
@@ -93,14 +99,18 @@ Connection::Read Connection::read(uint8_t* scratch, size_t size) {
     has_pinged_ = false;
     is_dirty = true;
     if (!session_.feed(scratch, static_cast<size_t>(n))) is_ending_ = true;
-    if (!ssl_ && static_cast<size_t>(n) < size) return Read::drained;
+    if (session_.has_deferred()) return Read::more;
+    if (!ssl_ && !may_have_ended && static_cast<size_t>(n) < size) return Read::drained;
   }
   return Read::more;
 }
 
 bool Connection::write() {
-  if (!handshake()) return false;
-  if (ssl_ && !SSL_is_init_finished(ssl_.get())) return true;
+  if (ssl_ && !SSL_is_init_finished(ssl_.get())) {
+    if (is_ending_ || !handshake()) return false;
+    if (!SSL_is_init_finished(ssl_.get())) return true;
+    has_read_on_ = true;
+  }
   while (true) {
     if (out_at_ == out_.size()) {
       out_.clear();

@@ -3,15 +3,33 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <memory>
 
 #include "session.hpp"
 #include "wire.hpp"
 
+// Newer than the oldest library there is.
+extern "C" __attribute__((weak)) void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option* option, uint64_t burst, uint64_t rate);
+
 namespace headroom {
 
-// nghttp2's callbacks, on their way to the session's methods.
+// nghttp2's callbacks, on their way to the session's methods. An exception must not pass through a C library: it ends the
+// connection.
 struct Callbacks {
+  template <auto call>
+  struct Guarded;
+  template <typename Result, typename... Arguments, Result (*call)(Arguments...)>
+  struct Guarded<call> {
+    static Result run(Arguments... arguments) {
+      try {
+        return call(arguments...);
+      } catch (const std::exception&) {
+        return NGHTTP2_ERR_CALLBACK_FAILURE;
+      }
+    }
+  };
+
   static Session& of(void* user) { return *static_cast<Session*>(user); }
   static Stream* stream(nghttp2_session* session, int32_t id) {
     return static_cast<Stream*>(nghttp2_session_get_stream_user_data(session, id));
@@ -21,7 +39,7 @@ struct Callbacks {
     if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
     Session& self = of(user);
     const int32_t id = frame->hd.stream_id;
-    auto stream = std::make_unique<Stream>(self, id, self.config_.limits.max_message_bytes);
+    auto stream = std::make_unique<Stream>(self, id, self.limits_.max_message_bytes);
     nghttp2_session_set_stream_user_data(session, id, stream.get());
     self.streams_[id] = std::move(stream);
     return 0;
@@ -84,9 +102,8 @@ struct Callbacks {
       }
     }
     one.out_bytes -= length;
-    one.moved_ns = self.host_.now_ns();
-    self.count_unsent(one, -static_cast<int64_t>(length));
-    return 0;
+    self.on_sent(one, length);
+    return self.pulled_->size() < self.pull_enough_ ? 0 : NGHTTP2_ERR_PAUSE;
   }
 
   // What ends before its client has closed its side is reset, so that it stops sending (RFC 9113, section 8.1).
@@ -97,11 +114,19 @@ struct Callbacks {
     return 0;
   }
 
+  // Too large a header block, for example: its stream would be left without an end.
+  static int not_sent(nghttp2_session* session, const nghttp2_frame* frame, int, void*) {
+    if (frame->hd.type == NGHTTP2_HEADERS && stream(session, frame->hd.stream_id) != nullptr) {
+      nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_INTERNAL_ERROR);
+    }
+    return 0;
+  }
+
   static ssize_t frame_size(nghttp2_session*, uint8_t, int32_t, int32_t connection_window, int32_t stream_window, uint32_t max_frame, void*) {
     return std::min<ssize_t>({connection_window, stream_window, static_cast<ssize_t>(max_frame)});
   }
 
-  static ssize_t read(nghttp2_session* session, Stream& one, size_t length, uint32_t* flags) {
+  static ssize_t read(Stream& one, size_t length, uint32_t* flags) {
     const size_t waiting = one.out_bytes;
     if (waiting == 0 && !one.is_finishing) return NGHTTP2_ERR_DEFERRED;
     const size_t size = std::min(waiting, length);
@@ -110,7 +135,6 @@ struct Callbacks {
       *flags |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM;
       one.session.submit_trailers(one);
     }
-    (void)session;
     return static_cast<ssize_t>(size);
   }
 };
@@ -118,26 +142,32 @@ struct Callbacks {
 namespace http2 {
 namespace {
 
+// A status message goes in a header, and clients bound those.
+constexpr size_t kMaxStatusMessage = 2048;
 constexpr uint32_t kStreamWindow = 1 << 20;
 constexpr int32_t kConnectionWindow = 16 << 20;
 constexpr uint32_t kMaxFrame = 1 << 20;
+constexpr uint64_t kResetBurst = 10'000, kResetPerS = 2'000;
 
 struct Setup {
   nghttp2_session_callbacks* callbacks = nullptr;
   nghttp2_option* options = nullptr;
   Setup() {
     nghttp2_session_callbacks_new(&callbacks);
-    nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, Callbacks::begin_headers);
-    nghttp2_session_callbacks_set_on_header_callback(callbacks, Callbacks::header);
-    nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, Callbacks::frame);
-    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, Callbacks::data);
-    nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, Callbacks::closed);
-    nghttp2_session_callbacks_set_send_data_callback(callbacks, Callbacks::send_data);
-    nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, Callbacks::sent);
+    nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, Callbacks::Guarded<Callbacks::begin_headers>::run);
+    nghttp2_session_callbacks_set_on_header_callback(callbacks, Callbacks::Guarded<Callbacks::header>::run);
+    nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, Callbacks::Guarded<Callbacks::frame>::run);
+    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, Callbacks::Guarded<Callbacks::data>::run);
+    nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, Callbacks::Guarded<Callbacks::closed>::run);
+    nghttp2_session_callbacks_set_send_data_callback(callbacks, Callbacks::Guarded<Callbacks::send_data>::run);
+    nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, Callbacks::Guarded<Callbacks::sent>::run);
+    nghttp2_session_callbacks_set_on_frame_not_send_callback(callbacks, Callbacks::not_sent);
     nghttp2_session_callbacks_set_data_source_read_length_callback(callbacks, Callbacks::frame_size);
     nghttp2_option_new(&options);
     nghttp2_option_set_no_auto_window_update(options, 1);
     nghttp2_option_set_no_closed_streams(options, 1);  // no tree of priorities kept for them
+    // Its own limit is far below what clients with deadlines do under overload; ours answers with a reason.
+    if (nghttp2_option_set_stream_reset_rate_limit != nullptr) nghttp2_option_set_stream_reset_rate_limit(options, kResetBurst, kResetPerS);
   }
 };
 
@@ -162,8 +192,12 @@ nghttp2_session* make_session(Session* owner, uint32_t max_streams, size_t max_h
   return session;
 }
 
-ssize_t read_data(nghttp2_session* session, int32_t, uint8_t*, size_t length, uint32_t* flags, nghttp2_data_source* source, void*) {
-  return Callbacks::read(session, *static_cast<Stream*>(source->ptr), length, flags);
+ssize_t read_data(nghttp2_session*, int32_t, uint8_t*, size_t length, uint32_t* flags, nghttp2_data_source* source, void*) {
+  try {
+    return Callbacks::read(*static_cast<Stream*>(source->ptr), length, flags);
+  } catch (const std::exception&) {
+    return NGHTTP2_ERR_CALLBACK_FAILURE;
+  }
 }
 
 nghttp2_nv literal(const char* name, const char* value) {
@@ -194,7 +228,7 @@ void Headers::add(const Status& status) {
     add("x-request-id", status.request_id);
     add("server-timing", keep(std::string(queue, static_cast<size_t>(size)) + *status.stages));
   }
-  if (!status.message.empty()) add("grpc-message", keep(percent_encode(status.message)));
+  if (!status.message.empty()) add("grpc-message", keep(percent_encode(cut_text(status.message, kMaxStatusMessage))));
   add(status.trailers);
 }
 

@@ -9,14 +9,22 @@ namespace {
 
 // Calls that ended while they waited are swept out when there are this many more of them than of the others.
 constexpr size_t kSweepAbove = 64;
+// Or when their messages take this much.
+constexpr size_t kSweepBytes = 4 << 20;
+
+Unseen unseen_of(int code) {
+  return code == kCancelled ? Unseen::cancelled : code == kDeadlineExceeded ? Unseen::expired : Unseen::invalid;
+}
 
 }  // namespace
 
-Inbox::Inbox(size_t num_groups, size_t num_routes) : groups_(num_groups), group_of_route_(num_routes), tallies_(num_routes) {}
-
-void Inbox::set_group(size_t route, size_t group) {
+void Inbox::set_groups(const std::vector<size_t>& group_of_route) {
   std::lock_guard guard(lock_);
-  group_of_route_.at(route) = group;
+  group_of_route_ = group_of_route;
+  tallies_.resize(group_of_route.size());
+  for (const size_t group : group_of_route) {
+    if (group >= groups_.size()) groups_.resize(group + 1);
+  }
 }
 
 void Inbox::set_bound(size_t group, size_t bound) {
@@ -31,6 +39,8 @@ void Inbox::set_room(size_t group, size_t room) {
 
 void Inbox::enqueue(Group& group, Event&& event) {
   const int64_t deadline_ns = event.call->deadline_ns;
+  event.call->is_queued = true;
+  event.call->waiting_bytes = event.payload.bytes().size();
   group.heap.push_back({deadline_ns, next_order_++, std::move(event)});
   std::push_heap(group.heap.begin(), group.heap.end(), Later{});
   group.num_live++;
@@ -42,17 +52,21 @@ void Inbox::end(const Ended& one) {
     return;
   }
   const size_t route = one.call->route;
-  tallies_[route][static_cast<size_t>(one.code == kCancelled ? Unseen::cancelled : Unseen::expired)]++;
+  tallies_[route][static_cast<size_t>(unseen_of(one.code))]++;
   has_tallies_ = true;
   Group& group = groups_[group_of_route_[route]];
   if (!one.call->is_queued) return;
   one.call->is_queued = false;
   group.num_live--;
-  if (group.heap.size() > 2 * group.num_live + kSweepAbove) {
-    const auto is_over = [](const Queued& queued) { return !queued.event.call->is_queued; };
-    group.heap.erase(std::remove_if(group.heap.begin(), group.heap.end(), is_over), group.heap.end());
-    std::make_heap(group.heap.begin(), group.heap.end(), Later{});
-  }
+  group.dead_bytes += one.call->waiting_bytes;
+  if (group.heap.size() > 2 * group.num_live + kSweepAbove || group.dead_bytes > kSweepBytes) sweep(group);
+}
+
+void Inbox::sweep(Group& group) {
+  const auto is_over = [](const Queued& queued) { return !queued.event.call->is_queued; };
+  group.heap.erase(std::remove_if(group.heap.begin(), group.heap.end(), is_over), group.heap.end());
+  std::make_heap(group.heap.begin(), group.heap.end(), Later{});
+  group.dead_bytes = 0;
 }
 
 std::vector<Event> Inbox::push(std::vector<Event>& events, std::vector<Ended>& ended) {
@@ -60,19 +74,23 @@ std::vector<Event> Inbox::push(std::vector<Event>& events, std::vector<Ended>& e
   if (events.empty() && ended.empty()) return refused;
   std::lock_guard guard(lock_);
   for (Event& event : events) {
-    if (event.kind == Event::Kind::request && event.call->is_settled.load(std::memory_order_acquire)) continue;
-    Group& group = groups_[group_of_route_[event.call->route]];
-    if (event.kind == Event::Kind::request) {
-      if (group.num_live >= group.bound) {
-        tallies_[event.call->route][static_cast<size_t>(Unseen::queue_full)]++;
-        has_tallies_ = true;
-        refused.push_back(std::move(event));
-        continue;
-      }
-      event.call->is_queued = true;
+    Call& call = *event.call;
+    const bool is_request = event.kind == Event::Kind::request;
+    if (!is_request && event.kind != Event::Kind::opened) {
+      if (call.was_taken) others_.push_back(std::move(event));  // else its beginning was refused, or had ended
+      continue;
+    }
+    if (call.is_settled.load(std::memory_order_acquire)) continue;
+    Group& group = groups_[group_of_route_[call.route]];
+    if (is_request ? group.num_live >= group.bound : num_opened_ >= max_opened_) {
+      tallies_[call.route][static_cast<size_t>(Unseen::queue_full)]++;
+      has_tallies_ = true;
+      refused.push_back(std::move(event));
+    } else if (is_request) {
       enqueue(group, std::move(event));
     } else {
-      event.call->was_taken = true;
+      call.was_taken = true;
+      num_opened_++;
       others_.push_back(std::move(event));
     }
   }
@@ -109,6 +127,7 @@ void Inbox::wait(int64_t timeout_ns) {
 void Inbox::take(std::vector<Event>& taken) {
   std::lock_guard guard(lock_);
   is_woken_ = false;
+  num_opened_ = 0;
   while (!others_.empty()) {
     taken.push_back(std::move(others_.front()));
     others_.pop_front();
@@ -118,7 +137,10 @@ void Inbox::take(std::vector<Event>& taken) {
       std::pop_heap(group.heap.begin(), group.heap.end(), Later{});
       Event event = std::move(group.heap.back().event);
       group.heap.pop_back();
-      if (!event.call->is_queued) continue;
+      if (!event.call->is_queued) {
+        group.dead_bytes -= std::min(group.dead_bytes, event.call->waiting_bytes);
+        continue;
+      }
       event.call->is_queued = false;
       group.num_live--;
       if (event.call->is_settled.load(std::memory_order_acquire)) continue;  // its end is on the way

@@ -24,10 +24,11 @@ struct Ended {
 
 class Inbox {
  public:
-  Inbox(size_t num_groups, size_t num_routes);
+  // At most so many beginnings of streams wait.
+  explicit Inbox(size_t max_opened) : max_opened_(max_opened) {}
 
-  // Which group a route's calls wait in. Before the first push, or for a route that has none yet.
-  void set_group(size_t route, size_t group);
+  // Which group each route's calls wait in. There may be more of both than before, never fewer; a route's group stays.
+  void set_groups(const std::vector<size_t>& group_of_route);
   // At most `bound` calls of the group wait.
   void set_bound(size_t group, size_t bound);
   // At most `room` calls of the group leave with one `take`.
@@ -64,6 +65,7 @@ class Inbox {
   struct Group {
     std::vector<Queued> heap;
     size_t num_live = 0;
+    size_t dead_bytes = 0;  // of calls that ended while they waited
     size_t bound = 1024;
     size_t room = 1 << 20;
   };
@@ -71,12 +73,15 @@ class Inbox {
   bool is_ready() const;
   void enqueue(Group& group, Event&& event);
   void end(const Ended& one);
+  static void sweep(Group& group);
 
+  const size_t max_opened_;
   std::mutex lock_;
   std::vector<Group> groups_;
   std::vector<size_t> group_of_route_;
   std::vector<Tally> tallies_;
   std::deque<Event> others_;
+  size_t num_opened_ = 0;  // of them
   uint64_t next_order_ = 0;
   std::condition_variable arrived_;
   bool is_waited_for_ = false;

@@ -27,11 +27,11 @@ constexpr int kActiveMs = 5;
 // So few commands are carried out by the thread that posts them.
 constexpr size_t kFewCommands = 4;
 
-void watch(int poller, int operation, int fd, uint32_t events, uint64_t key) {
+bool watch(int poller, int fd, uint32_t events, uint64_t key) {
   epoll_event event{};
   event.events = events;
   event.data.u64 = key;
-  if (epoll_ctl(poller, operation, fd, &event) != 0) throw std::system_error(errno, std::generic_category(), "epoll_ctl");
+  return epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
 std::string text_of(const sockaddr_storage& address) {
@@ -58,12 +58,13 @@ int64_t monotonic_ns() {
 }
 
 IoThread::IoThread(Shared& shared, uint32_t index, int listener)
-    : shared_(shared), index_(index), listener_(listener), now_ns_(monotonic_ns()), wheel_(now_ns_), scratch_(kScratch) {
+    : shared_(shared), index_(index), listener_(listener), now_ns_(monotonic_ns()), table_(shared.table), wheel_(now_ns_), scratch_(kScratch) {
   poller_ = epoll_create1(EPOLL_CLOEXEC);
   waker_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (poller_ < 0 || waker_ < 0) throw std::system_error(errno, std::generic_category(), "epoll or eventfd");
+  if (poller_ < 0 || waker_ < 0 || !watch(poller_, waker_, EPOLLIN, kWakerKey)) {
+    throw std::system_error(errno, std::generic_category(), "epoll or eventfd");
+  }
   listen(true);
-  watch(poller_, EPOLL_CTL_ADD, waker_, EPOLLIN, kWakerKey);
 }
 
 IoThread::~IoThread() {
@@ -72,6 +73,17 @@ IoThread::~IoThread() {
   connections_.clear();
   ::close(poller_);
   ::close(waker_);
+}
+
+template <typename Work>
+void IoThread::guarded(uint64_t id, Work work) {
+  const auto found = connections_.find(id);
+  if (found == connections_.end()) return;
+  try {
+    work(*found->second);
+  } catch (const std::exception&) {
+    close(id);
+  }
 }
 
 void IoThread::start() { thread_ = std::thread([this] { run(); }); }
@@ -94,6 +106,12 @@ void IoThread::post(std::vector<Command>&& commands) {
     if (!guard.owns_lock()) return;  // who has the lock looks again when it lets go
     turn(nullptr, 0);
   }
+  look_after();
+}
+
+// Has the thread itself keep what a turn of somebody else has left: a new deadline, or something still to be read.
+void IoThread::look_after() {
+  if (wheel_hint_ns_.load() < wakes_at_ns_.load() || has_unread_.load()) wake();
 }
 
 void IoThread::wake() { eventfd_write(waker_, 1); }
@@ -103,12 +121,13 @@ void IoThread::wake_helper() {
 }
 
 void IoThread::help(int timeout_ms) {
+  if (stop_asked_.load()) return;
   epoll_event polled[kMaxPolled];
   is_helper_waiting_.store(true, std::memory_order_seq_cst);
   const int n = shared_.inbox.has_any() ? 0 : epoll_wait(poller_, polled, kMaxPolled, timeout_ms);
   is_helper_waiting_.store(false, std::memory_order_seq_cst);
   see_to(polled, n);
-  if (wheel_hint_ns_.load() < wakes_at_ns_.load()) wake();  // somebody has to keep the new deadline
+  look_after();
 }
 
 void IoThread::drain() {
@@ -122,7 +141,7 @@ void IoThread::stop() {
 }
 
 bool IoThread::open_call() {
-  if (shared_.num_calls.fetch_add(1, std::memory_order_relaxed) < shared_.config.limits.max_calls) return true;
+  if (shared_.num_calls.fetch_add(1, std::memory_order_relaxed) < shared_.limits.max_calls) return true;
   shared_.num_calls.fetch_sub(1, std::memory_order_relaxed);
   return false;
 }
@@ -130,12 +149,15 @@ bool IoThread::open_call() {
 void IoThread::run() {
   epoll_event polled[kMaxPolled];
   while (!stop_asked_.load()) {
-    const int n = epoll_wait(poller_, polled, kMaxPolled, sleep_ms());
+    const int ms = sleep_ms();
+    const int n = epoll_wait(poller_, polled, kMaxPolled, has_posted() ? 0 : ms);  // posted while sleep_ms had the lock
     see_to(polled, n);
     if (is_helper_waiting_.load() && shared_.inbox.has_any()) wake();  // its waking may have come here
   }
   std::lock_guard guard(turn_lock_);
+  run_commands();
   for (auto& [id, connection] : connections_) connection->write();
+  shared_.num_connections.fetch_sub(connections_.size());
   connections_.clear();
   hand_over();
 }
@@ -155,7 +177,6 @@ void IoThread::see_to(const epoll_event* polled, int n) {
   do {
     std::lock_guard guard(turn_lock_);
     turn(polled, n);
-    wheel_hint_ns_.store(wheel_.earliest_set_ns());
     n = 0;
   } while (has_posted());  // what was posted while the lock was held is nobody else's
 }
@@ -163,6 +184,9 @@ void IoThread::see_to(const epoll_event* polled, int n) {
 // Everything that has arrived is read before Python is told, so that it comes as one batch.
 void IoThread::turn(const epoll_event* polled, int n) {
   now_ns_ = monotonic_ns();
+  inflated_ = 0;
+  look_at_table();
+  const std::vector<uint64_t> unread = std::exchange(unread_, {});
   for (int i = 0; i < n; i++) {
     const uint64_t key = polled[i].data.u64;
     if (key == kListenerKey) {
@@ -170,46 +194,67 @@ void IoThread::turn(const epoll_event* polled, int n) {
     } else if (key == kWakerKey) {
       eventfd_t count = 0;
       eventfd_read(waker_, &count);
-    } else if (const auto found = connections_.find(key); found != connections_.end()) {
-      Connection& connection = *found->second;
-      if (connection.is_blocked() && (polled[i].events & EPOLLOUT) != 0) mark(connection);
-      if ((polled[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) read(connection);
+    } else {
+      const uint32_t events = polled[i].events;
+      guarded(key, [this, events](Connection& connection) {
+        if (connection.is_blocked() && (events & EPOLLOUT) != 0) mark(connection);
+        const bool has_ended = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+        if (has_ended || (events & EPOLLIN) != 0) read(connection, has_ended);
+      });
     }
   }
-  if (!unread_.empty()) {
-    const std::vector<uint64_t> unread = std::exchange(unread_, {});
-    for (const uint64_t id : unread) {
-      if (const auto found = connections_.find(id); found != connections_.end()) read(*found->second);
-    }
+  for (const uint64_t id : unread) {
+    guarded(id, [this](Connection& connection) {
+      connection.is_unread = false;
+      read(connection, true);
+    });
   }
   run_commands();
   wheel_.advance(now_ns_, [this](void* owner) {
     Stream& stream = *static_cast<Stream*>(owner);
-    const uint64_t id = stream.call->connection;
-    stream.session.expire(stream);
-    if (const auto found = connections_.find(id); found != connections_.end()) mark(*found->second);
+    guarded(stream.call->connection, [this, &stream](Connection& connection) {
+      stream.session.expire(stream);
+      mark(connection);
+    });
   });
   if (drain_asked_.exchange(false)) begin_drain();
   if (now_ns_ - checked_ns_ > kCheckEveryNs) check_all();
   hand_over();
   flush();
+  has_unread_.store(!unread_.empty());
+  wheel_hint_ns_.store(wheel_.earliest_set_ns());
 }
 
-void IoThread::read(Connection& connection) {
-  switch (connection.read(scratch_.data(), scratch_.size())) {
+void IoThread::look_at_table() {
+  const uint64_t version = shared_.table_version.load(std::memory_order_acquire);
+  if (version == table_version_) return;
+  std::lock_guard guard(shared_.lock);
+  table_ = shared_.table;
+  table_version_ = version;
+}
+
+void IoThread::read(Connection& connection, bool may_have_ended) {
+  switch (connection.read(scratch_.data(), scratch_.size(), may_have_ended)) {
     case Connection::Read::over: return close(connection.id());
-    case Connection::Read::more: unread_.push_back(connection.id()); break;
+    case Connection::Read::more: read_next_turn(connection); break;
     case Connection::Read::drained: break;
   }
   if (connection.is_dirty) mark(connection);
 }
 
+void IoThread::read_next_turn(Connection& connection) {
+  if (!std::exchange(connection.is_unread, true)) unread_.push_back(connection.id());
+}
+
 // Without descriptors to accept with, the listener would have the poller spin: it rests until the next check.
 void IoThread::listen(bool is_on) {
   if (is_on == is_listening_) return;
-  is_listening_ = is_on;
-  if (is_on) watch(poller_, EPOLL_CTL_ADD, listener_, EPOLLIN | EPOLLEXCLUSIVE, kListenerKey);
-  else epoll_ctl(poller_, EPOLL_CTL_DEL, listener_, nullptr);
+  if (is_on) {
+    is_listening_ = watch(poller_, listener_, EPOLLIN | EPOLLEXCLUSIVE, kListenerKey);
+  } else {
+    epoll_ctl(poller_, EPOLL_CTL_DEL, listener_, nullptr);
+    is_listening_ = false;
+  }
 }
 
 void IoThread::accept_all() {
@@ -221,12 +266,16 @@ void IoThread::accept_all() {
       if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) listen(false);
       return;
     }
-    if (shared_.num_connections.load() >= shared_.config.limits.max_connections) {
+    if (shared_.num_connections.load() >= shared_.limits.max_connections) {
       shared_.num_refused_connections.fetch_add(1);
       ::close(fd);
       continue;
     }
-    adopt(fd, text_of(address));
+    try {
+      adopt(fd, text_of(address));
+    } catch (const std::exception&) {  // no memory for one more
+      shared_.num_refused_connections.fetch_add(1);
+    }
   }
 }
 
@@ -236,11 +285,11 @@ void IoThread::adopt(int fd, std::string peer) {
   const uint64_t id = shared_.next_id.fetch_add(1) + kFirstConnection;
   TlsContext tls;
   {
-    std::lock_guard guard(shared_.tls_lock);
+    std::lock_guard guard(shared_.lock);
     tls = shared_.tls;
   }
-  auto connection = std::make_unique<Connection>(fd, id, *this, shared_.config, tls, std::move(peer));
-  watch(poller_, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLOUT | EPOLLET, id);
+  auto connection = std::make_unique<Connection>(fd, id, *this, shared_.limits, tls, std::move(peer));
+  if (!watch(poller_, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, id)) return;
   shared_.num_connections.fetch_add(1);
   shared_.num_accepted.fetch_add(1);
   mark(*connection);
@@ -255,10 +304,11 @@ void IoThread::run_commands() {
     commands.swap(posted_);
   }
   for (Command& command : commands) {
-    const auto found = connections_.find(command.call->connection);
-    if (found == connections_.end()) continue;
-    found->second->session().apply(command);
-    mark(*found->second);
+    guarded(command.call->connection, [this, &command](Connection& connection) {
+      connection.session().apply(command);
+      mark(connection);
+      if (connection.wants_read()) read_next_turn(connection);
+    });
   }
 }
 
@@ -267,10 +317,10 @@ void IoThread::hand_over() {
   const std::vector<Event> all_refused = shared_.inbox.push(events_, ended_);
   shared_.wake_taker();
   for (const Event& refused : all_refused) {
-    const auto found = connections_.find(refused.call->connection);
-    if (found == connections_.end()) continue;
-    found->second->session().refuse(refused.call, shared_.config.routes[refused.call->route].queue_full);
-    mark(*found->second);
+    guarded(refused.call->connection, [this, &refused](Connection& connection) {
+      connection.session().refuse(refused.call, table_->routes[refused.call->route].queue_full);
+      mark(connection);
+    });
   }
 }
 
@@ -281,8 +331,9 @@ void IoThread::mark(Connection& connection) {
 
 void IoThread::flush() {
   for (size_t i = 0; i < dirty_.size(); i++) {
-    const auto found = connections_.find(dirty_[i]);
-    if (found != connections_.end() && found->second->is_dirty) flush(*found->second);
+    guarded(dirty_[i], [this](Connection& connection) {
+      if (connection.is_dirty) flush(connection);
+    });
   }
   dirty_.clear();
   if (!events_.empty() || !ended_.empty()) hand_over();  // what writing has set free, or closed
@@ -291,7 +342,8 @@ void IoThread::flush() {
 
 void IoThread::flush(Connection& connection) {
   connection.is_dirty = false;
-  if (!connection.write()) close(connection.id());
+  if (!connection.write()) return close(connection.id());
+  if (connection.wants_read()) read_next_turn(connection);
 }
 
 void IoThread::check_all() {

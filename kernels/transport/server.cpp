@@ -6,14 +6,21 @@
 
 namespace headroom {
 
-Server::Server(Config config, size_t num_groups, int listener, uint32_t num_threads, const TlsFiles* tls)
-    : shared_(std::move(config), num_groups) {
+Server::Server(const Limits& limits, int listener, uint32_t num_threads, const TlsFiles* tls) : shared_(limits) {
   if (tls != nullptr) shared_.tls = make_tls_context(*tls);
   for (uint32_t i = 0; i < num_threads; i++) threads_.push_back(std::make_unique<IoThread>(shared_, i, listener));
   shared_.wake_taker = [this] { threads_[0]->wake_helper(); };
 }
 
 Server::~Server() { stop(); }
+
+void Server::serve(Table table, const std::vector<size_t>& group_of_route) {
+  shared_.inbox.set_groups(group_of_route);  // first: a call of a new route has a queue to wait in
+  auto next = std::make_shared<const Table>(std::move(table));
+  std::lock_guard guard(shared_.lock);
+  shared_.table.swap(next);
+  shared_.table_version.fetch_add(1, std::memory_order_release);
+}
 
 void Server::start() {
   for (auto& thread : threads_) thread->start();
@@ -46,7 +53,7 @@ void Server::post(std::vector<Command>&& commands) {
 
 void Server::load_tls(const TlsFiles& files) {
   TlsContext context = make_tls_context(files);
-  std::lock_guard guard(shared_.tls_lock);
+  std::lock_guard guard(shared_.lock);
   shared_.tls = std::move(context);
 }
 

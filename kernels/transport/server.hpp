@@ -20,10 +20,12 @@ struct Statistics {
 class Server {
  public:
   // `listener` is a listening, non-blocking socket that stays the caller's and outlives the server.
-  Server(Config config, size_t num_groups, int listener, uint32_t num_threads, const TlsFiles* tls);
+  Server(const Limits& limits, int listener, uint32_t num_threads, const TlsFiles* tls);
   ~Server();
 
   Inbox& inbox() { return shared_.inbox; }
+  // What is served from now on, and which group each route's calls wait in. Routes keep their numbers.
+  void serve(Table table, const std::vector<size_t>& group_of_route);
   void start();
   // Waits until there is something to take, or `timeout_ns`; from the one thread that takes. Not busy: it waits for the
   // sockets itself, which saves a waking; where calls come by the batch, an I/O thread reads while it works.

@@ -1,7 +1,6 @@
 #include "session.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "http2.hpp"
@@ -11,7 +10,7 @@ namespace headroom {
 namespace {
 
 // Control frames that nothing was asked with: enough for every client's settings, keepalive and bandwidth probes.
-constexpr double kControlBurst = 200, kControlPerS = 20, kControlPerRequest = 2;
+constexpr double kControlBurst = 200, kControlPerS = 20, kControlPerRequest = 2, kControlPerData = 1;
 // Streams that a client opens and resets at once (CVE-2023-44487).
 constexpr double kResetBurst = 2000, kResetPerS = 500;
 // Smaller answers are not worth packing.
@@ -34,13 +33,14 @@ bool Allowance::spend(int64_t now_ns) {
 
 void Allowance::earn(double tokens) { tokens_ = std::min(burst_, tokens_ + tokens); }
 
-Session::Session(Host& host, const Config& config, uint64_t connection, std::shared_ptr<const std::string> peer)
-    : host_(host), config_(config), connection_(connection), peer_(std::move(peer)),
+Session::Session(Host& host, const Limits& limits, uint64_t connection, std::shared_ptr<const std::string> peer)
+    : host_(host), limits_(limits), connection_(connection), peer_(std::move(peer)),
       control_frames_(kControlBurst, kControlPerS), resets_(kResetBurst, kResetPerS) {
-  session_ = http2::make_session(this, config.limits.max_streams, config.limits.max_header_bytes);
+  session_ = http2::make_session(this, limits.max_streams, limits.max_header_bytes);
 }
 
 Session::~Session() {
+  is_abused_ = true;  // nothing is counted any more
   for (auto& [id, stream] : streams_) on_close(*stream);
   nghttp2_session_del(session_);
 }
@@ -52,6 +52,7 @@ bool Session::feed(const uint8_t* bytes, size_t size) {
 
 bool Session::pull(std::string& out, size_t enough) {
   pulled_ = &out;
+  pull_enough_ = enough;
   while (out.size() < enough) {
     const uint8_t* frame = nullptr;
     const ssize_t size = nghttp2_session_mem_send(session_, &frame);
@@ -70,7 +71,7 @@ bool Session::is_over() const {
 
 int Session::on_header(Stream& stream, std::string_view name, std::string_view value) {
   stream.header_bytes += name.size() + value.size() + 32;  // as RFC 9113, section 6.5.2 counts
-  if (stream.header_bytes > config_.limits.max_header_bytes) return 0;
+  if (stream.header_bytes > limits_.max_header_bytes) return 0;
   if (name[0] == ':') {
     if (name == ":path") stream.path = value;
     if (name == ":method") stream.verb = value;
@@ -103,6 +104,8 @@ int Session::on_header(Stream& stream, std::string_view name, std::string_view v
     stream.metadata.push_back({std::string(name), std::move(*decoded)});
     if (comma == value.size()) return 0;
     value.remove_prefix(comma + 1);
+    stream.header_bytes += name.size() + 32;  // each value is a header of its own
+    if (stream.header_bytes > limits_.max_header_bytes) return 0;
   }
 }
 
@@ -116,31 +119,33 @@ void Session::on_headers(Stream& stream, bool is_end) {
 bool Session::open(Stream& stream) {
   if (stream.verb != "POST") return answer_http(stream, "405"), false;
   if (stream.content_type.compare(0, 16, "application/grpc") != 0) return answer_http(stream, "415"), false;
-  const auto method = config_.methods.find(stream.path);
-  if (method == config_.methods.end()) {
+  const Table& table = host_.table();
+  const auto found = table.methods.find(stream.path);
+  if (found == table.methods.end()) {
     host_.count(kUnknownRoute, Unseen::invalid);
     return fail(stream, kUnimplemented, "Method not found: " + stream.path.substr(0, 256)), false;
   }
-  stream.method = &method->second;
+  const Method& method = found->second;
+  stream.names_model = method.names_model;
   auto call = std::make_shared<Call>();
   call->id = host_.next_call_id();
   call->connection = connection_;
   call->stream = stream.id;
   call->io_thread = host_.index();
-  call->route = stream.method->route;
-  call->is_unary = stream.method->is_unary;
+  call->route = method.route;
+  call->is_unary = method.is_unary;
   call->arrived_ns = host_.now_ns();
   call->peer = peer_;
   if (!host_.open_call()) {
-    Status full{kResourceExhausted, std::to_string(config_.limits.max_calls) + " requests are in flight, which are allowed; retry later", {}};
+    Status full{kResourceExhausted, std::to_string(limits_.max_calls) + " requests are in flight, which are allowed; retry later", {}};
     full.trailers = {{"error-kind", "overloaded"}, {"error-reason", "concurrency"}, {"grpc-retry-pushback-ms", "100"}, {"retry-after-ms", "100"}};
     host_.count(call->route, Unseen::concurrency);
     return finish(stream, std::move(full)), false;
   }
   stream.call = call;
-  if (stream.header_bytes > config_.limits.max_header_bytes) {
+  if (stream.header_bytes > limits_.max_header_bytes) {
     return fail(stream, kResourceExhausted, "metadata takes " + std::to_string(stream.header_bytes) + " bytes; allowed " +
-                                                std::to_string(config_.limits.max_header_bytes)), false;
+                                                std::to_string(limits_.max_header_bytes)), false;
   }
   if (stream.has_wrong_header) return fail(stream, kInternal, "binary metadata is not base64"), false;
   stream.request_encoding = parse_encoding(stream.encoding);
@@ -148,7 +153,7 @@ bool Session::open(Stream& stream) {
     return fail(stream, kUnimplemented, "grpc-encoding is '" + stream.encoding.substr(0, 64) + "'; allowed: identity, deflate, gzip"), false;
   }
   if (accepts(stream.accept_encoding, stream.request_encoding)) stream.answer_encoding = stream.request_encoding;
-  int64_t allowed_ns = config_.routes[call->route].budget_ns;
+  int64_t allowed_ns = table.routes[call->route].budget_ns;
   if (!stream.timeout.empty()) {
     const auto timeout_ns = parse_grpc_timeout(stream.timeout);
     if (!timeout_ns) return fail(stream, kInternal, "grpc-timeout is '" + stream.timeout.substr(0, 32) + "'; allowed: up to 8 digits and a unit"), false;
@@ -163,7 +168,7 @@ bool Session::open(Stream& stream) {
   call->has_metadata = stream.has_metadata;
   if (is_timed) host_.wheel().set(stream.timer, call->deadline_ns, &stream);
   if (!call->is_unary) {
-    stream.credit = stream.method->credit;
+    stream.credit = method.credit;
     host_.deliver({call, Event::Kind::opened, kOk, {}});
   }
   return true;
@@ -186,7 +191,7 @@ int Session::on_data(Stream& stream, std::string_view bytes) {
       case MessageReader::State::malformed: fail(stream, kInternal, "a message's first byte is neither 0 nor 1"); break;
       case MessageReader::State::too_large:
         fail(stream, kResourceExhausted, "a message takes " + std::to_string(stream.reader.declared_bytes()) + " bytes; allowed " +
-                                             std::to_string(config_.limits.max_message_bytes));
+                                             std::to_string(limits_.max_message_bytes));
         break;
     }
   }
@@ -206,45 +211,73 @@ bool Session::account(Stream& stream) {
 void Session::on_message(Stream& stream) {
   const bool is_packed = stream.reader.is_packed();
   std::string message = stream.reader.take();
-  if (is_packed) {
-    if (stream.request_encoding == Encoding::identity) return fail(stream, kInternal, "a message is compressed, but grpc-encoding is not given");
-    std::string packed = std::exchange(message, {});
-    switch (inflate_message(stream.request_encoding, packed, config_.limits.max_message_bytes, message)) {
-      case Inflated::ok: break;
-      case Inflated::corrupt: return fail(stream, kInternal, "a message cannot be decompressed");
-      case Inflated::too_large:
-        return fail(stream, kResourceExhausted, "a message decompresses to more than the " + std::to_string(config_.limits.max_message_bytes) + " bytes allowed");
-    }
+  stream.begun.resize(0, host_.memory());
+  if (is_packed && stream.request_encoding == Encoding::identity) {
+    return fail(stream, kInternal, "a message is compressed, but grpc-encoding is not given");
   }
-  if (!host_.memory()->has_room(message.size())) {
-    return fail(stream, kResourceExhausted, kMemoryFull, Unseen::memory);
-  }
-  Payload payload(std::move(message), host_.memory());
-  if (stream.call->is_unary) {
-    if (stream.has_request) return fail(stream, kInternal, "a unary call has more than one message");
-    stream.request = std::move(payload);
-    stream.has_request = true;
-    return;
-  }
-  stream.pending.push_back(std::move(payload));
-  hand_over(stream);
+  if (stream.call->is_unary && stream.has_request) return fail(stream, kInternal, "a unary call has more than one message");
+  if (!host_.memory()->has_room(Payload::cost(message.size()))) return fail(stream, kResourceExhausted, kMemoryFull, Unseen::memory);
+  stream.has_request = true;
+  stream.pending.push_back({Payload(std::move(message), host_.memory()), is_packed});
+  if (!stream.call->is_unary) hand_over(stream);
 }
 
+// Gives Python what it may have: a request once its client has closed its side, messages of a stream as far as there is credit.
 void Session::hand_over(Stream& stream) {
-  while (stream.credit > 0 && !stream.pending.empty()) {
-    stream.credit--;
-    host_.deliver({stream.call, Event::Kind::message, kOk, std::move(stream.pending.front())});
+  const bool is_unary = stream.call->is_unary;
+  while (!stream.pending.empty() && (is_unary ? stream.is_half_closed : stream.credit > 0)) {
+    if (!unpack(stream, stream.pending.front())) return;
+    Payload payload = std::move(stream.pending.front().payload);
     stream.pending.pop_front();
+    if (is_unary) {
+      if (stream.names_model) route_by_model(stream, payload.bytes());
+      return host_.deliver({stream.call, Event::Kind::request, kOk, std::move(payload)});
+    }
+    stream.credit--;
+    host_.deliver({stream.call, Event::Kind::message, kOk, std::move(payload)});
   }
-  if (stream.pending.empty() && stream.is_half_closed && !stream.is_half_close_told) {
+  if (!is_unary && stream.pending.empty() && stream.is_half_closed && !stream.is_half_close_told) {
     stream.is_half_close_told = true;
     host_.deliver({stream.call, Event::Kind::half_closed, kOk, {}});
   }
 }
 
+// A message without its packing; false where it was wrong, or waits for a later turn: one of a few kilobytes may take the
+// time of a thousand others.
+bool Session::unpack(Stream& stream, Message& message) {
+  if (!message.is_packed) return true;
+  if (!host_.may_inflate()) {
+    if (!std::exchange(stream.is_deferred, true)) deferred_.push_back(stream.id);
+    return false;
+  }
+  std::string bytes;
+  const Inflated result = inflate_message(stream.request_encoding, message.payload.bytes(), limits_.max_message_bytes, bytes);
+  host_.inflated(bytes.size());
+  if (result == Inflated::corrupt) return fail(stream, kInternal, "a message cannot be decompressed"), false;
+  if (result == Inflated::too_large) {
+    return fail(stream, kResourceExhausted, "a message decompresses to more than the " + std::to_string(limits_.max_message_bytes) + " bytes allowed"), false;
+  }
+  if (!host_.memory()->has_room(Payload::cost(bytes.size()))) return fail(stream, kResourceExhausted, kMemoryFull, Unseen::memory), false;
+  message = {Payload(std::move(bytes), host_.memory()), false};
+  return true;
+}
+
+bool Session::resume_deferred() {
+  const std::vector<int32_t> ids = std::exchange(deferred_, {});
+  for (const int32_t id : ids) {
+    auto* stream = static_cast<Stream*>(nghttp2_session_get_stream_user_data(session_, id));
+    if (stream == nullptr || stream->is_finishing) continue;
+    stream->is_deferred = false;
+    hand_over(*stream);
+    consume(*stream);
+  }
+  return !deferred_.empty();
+}
+
 // Lets the client send more of this stream, unless what it has sent already waits for Python.
 void Session::consume(Stream& stream) {
-  if (stream.unconsumed_bytes == 0 || !stream.pending.empty()) return;
+  const bool is_waiting = !stream.pending.empty() && !stream.call->is_unary;
+  if (stream.unconsumed_bytes == 0 || is_waiting) return;
   nghttp2_session_consume_stream(session_, stream.id, stream.unconsumed_bytes);
   stream.unconsumed_bytes = 0;
 }
@@ -253,15 +286,12 @@ void Session::on_half_close(Stream& stream) {
   stream.is_half_closed = true;
   if (stream.is_finishing || !stream.call) return;
   if (!stream.reader.is_between_messages()) return fail(stream, kInternal, "the last message is incomplete");
-  if (!stream.call->is_unary) return hand_over(stream);
-  if (!stream.has_request) return fail(stream, kInternal, "a unary call has no message");
-  if (stream.method->names_model) route_by_model(stream);
-  host_.deliver({stream.call, Event::Kind::request, kOk, std::move(stream.request)});
+  if (stream.call->is_unary && !stream.has_request) return fail(stream, kInternal, "a unary call has no message");
+  hand_over(stream);
 }
 
 // Reads model_name (field 1) and model_version (field 2), where they come first, as they do from every client.
-void Session::route_by_model(Stream& stream) {
-  std::string_view message = stream.request.bytes();
+void Session::route_by_model(Stream& stream, std::string_view message) {
   const auto leading_text = [&message](char tag) {
     if (message.size() < 2 || message[0] != tag || static_cast<unsigned char>(message[1]) >= 128) return std::string_view{};
     const size_t size = static_cast<unsigned char>(message[1]);
@@ -271,11 +301,12 @@ void Session::route_by_model(Stream& stream) {
   };
   const std::string_view name = leading_text(0x0a);
   const std::string_view version = leading_text(0x12);
-  const auto found = config_.models.find(model_key(name, version));
-  if (found == config_.models.end()) return;
+  const Table& table = host_.table();
+  const auto found = table.models.find(model_key(name, version));
+  if (found == table.models.end()) return;
   Call& call = *stream.call;
   call.route = found->second;
-  call.deadline_ns = std::min(call.deadline_ns, call.arrived_ns + config_.routes[call.route].budget_ns);
+  call.deadline_ns = std::min(call.deadline_ns, call.arrived_ns + table.routes[call.route].budget_ns);
   host_.wheel().set(stream.timer, call.deadline_ns, &stream);
 }
 
@@ -285,7 +316,10 @@ void Session::on_close(Stream& stream) {
   stream.timer.cancel();
   if (!stream.call) return;
   host_.close_call();
-  if (stream.call->settle()) host_.ended(stream.call, kCancelled);
+  if (!stream.call->settle()) return;
+  host_.ended(stream.call, kCancelled);
+  // A client may have us end streams without a reset of its own, by breaking the rules of one (CVE-2025-8671).
+  if (!stream.is_reset && !is_abused_ && !resets_.spend(host_.now_ns())) send_away(false);
 }
 
 void Session::expire(Stream& stream) {
@@ -370,6 +404,12 @@ void Session::count_unsent(Stream& stream, int64_t difference) {
   if (before >= kUnsentLow && before + difference < kUnsentLow) host_.deliver({stream.call, Event::Kind::writable, kOk, {}});
 }
 
+void Session::on_sent(Stream& stream, size_t size) {
+  stream.moved_ns = host_.now_ns();
+  count_unsent(stream, -static_cast<int64_t>(size));
+  control_frames_.earn(kControlPerData);  // clients measure their bandwidth with a ping for what they receive
+}
+
 void Session::send_headers(Stream& stream, const Metadata& metadata) {
   http2::Headers headers;
   headers.add_literal(":status", "200");
@@ -386,7 +426,6 @@ void Session::finish(Stream& stream, Status&& status) {
   stream.is_finishing = true;
   stream.timer.cancel();
   stream.pending.clear();
-  stream.request = Payload();
   stream.reader.drop();
   stream.begun.resize(0, host_.memory());
   consume(stream);
@@ -397,7 +436,7 @@ void Session::finish(Stream& stream, Status&& status) {
   headers.add_literal("content-type", "application/grpc");
   if (stream.status.code == kUnimplemented) headers.add_literal("grpc-accept-encoding", kServed.data());
   headers.add(stream.status);
-  stream.has_sent_headers = true;
+  stream.has_sent_headers = stream.has_sent_trailers = true;
   nghttp2_submit_response(session_, stream.id, headers.data(), headers.size(), nullptr);
 }
 
@@ -406,6 +445,7 @@ void Session::resume(Stream& stream) { nghttp2_session_resume_data(session_, str
 void Session::submit_trailers(Stream& stream) {
   http2::Headers headers;
   headers.add(stream.status);
+  stream.has_sent_trailers = true;
   nghttp2_submit_trailer(session_, stream.id, headers.data(), headers.size());
 }
 
@@ -418,25 +458,33 @@ int Session::on_control_frame(const nghttp2_frame& frame) {
     case NGHTTP2_SETTINGS: has_settings_ = true; [[fallthrough]];
     case NGHTTP2_PING: is_allowed = is_ack || control_frames_.spend(host_.now_ns()); break;
     case NGHTTP2_PRIORITY: is_allowed = control_frames_.spend(host_.now_ns()); break;
-    case NGHTTP2_RST_STREAM: is_allowed = resets_.spend(host_.now_ns()); break;
+    case NGHTTP2_RST_STREAM: {
+      auto* stream = static_cast<Stream*>(nghttp2_session_get_stream_user_data(session_, frame.hd.stream_id));
+      if (stream != nullptr) stream->is_reset = true;
+      is_allowed = resets_.spend(host_.now_ns());
+      break;
+    }
     case NGHTTP2_DATA:
       if (frame.hd.length == 0 && (frame.hd.flags & NGHTTP2_FLAG_END_STREAM) == 0) is_allowed = control_frames_.spend(host_.now_ns());
       break;
     default: break;
   }
-  if (is_allowed || is_abused_) return 0;
+  if (!is_allowed && !is_abused_) send_away(frame.hd.type == NGHTTP2_PING);
+  return 0;
+}
+
+void Session::send_away(bool is_ping) {
   is_abused_ = true;
   constexpr std::string_view kWhy = "too_many_pings";  // the words gRPC's clients know
-  const bool is_ping = frame.hd.type == NGHTTP2_PING;
   nghttp2_submit_goaway(session_, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(session_), NGHTTP2_ENHANCE_YOUR_CALM,
                         is_ping ? reinterpret_cast<const uint8_t*>(kWhy.data()) : nullptr, is_ping ? kWhy.size() : 0);
-  return 0;
 }
 
 bool Session::reset_stalled(int64_t since_ns) {
   bool has_any = false;
   for (auto& [id, stream] : streams_) {
-    if (stream->out.empty() || stream->moved_ns > since_ns) continue;
+    const bool owes_trailers = stream->is_finishing && stream->has_sent_headers && !stream->has_sent_trailers;
+    if ((stream->out.empty() && !owes_trailers) || stream->moved_ns > since_ns) continue;
     has_any = true;
     nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, id, NGHTTP2_CANCEL);
   }

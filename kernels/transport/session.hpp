@@ -31,6 +31,7 @@ class Host {
  public:
   virtual ~Host() = default;
   virtual int64_t now_ns() const = 0;
+  virtual const Table& table() const = 0;
   virtual TimingWheel& wheel() = 0;
   virtual const std::shared_ptr<Memory>& memory() = 0;
   virtual uint64_t next_call_id() = 0;
@@ -41,6 +42,9 @@ class Host {
   virtual void deliver(Event&& event) = 0;
   virtual void ended(const CallPtr& call, int code) = 0;
   virtual void count(uint32_t route, Unseen what) = 0;
+  // Whether more may be inflated in this turn; how much was.
+  virtual bool may_inflate() const = 0;
+  virtual void inflated(size_t bytes) = 0;
 };
 
 // A bucket of tokens that fills by itself: what a peer may ask of us that costs it nothing.
@@ -55,6 +59,11 @@ class Allowance {
   int64_t filled_ns_ = 0;
 };
 
+struct Message {
+  Payload payload;
+  bool is_packed = false;
+};
+
 struct Stream {
   Stream(Session& owner, int32_t stream_id, size_t max_message_bytes) : session(owner), id(stream_id), reader(max_message_bytes) {}
 
@@ -62,7 +71,7 @@ struct Stream {
   const int32_t id;
   CallPtr call;  // from the end of its headers on, unless they were wrong
   Timer timer;
-  const Method* method = nullptr;
+  bool names_model = false;
 
   // headers
   std::string path;
@@ -82,11 +91,12 @@ struct Stream {
   Share begun;  // of the message that is being read
   Encoding request_encoding = Encoding::identity;
   Encoding answer_encoding = Encoding::identity;
-  Payload request;  // of a unary call, until the client has closed its side
   bool has_request = false;
   bool is_half_closed = false;
   bool is_half_close_told = false;
-  Queue<Payload> pending;  // messages for which there is no credit yet
+  bool is_reset = false;     // by the client
+  bool is_deferred = false;  // its message is inflated in a later turn
+  Queue<Message> pending;    // for which there is no credit yet; of a unary call, until the client has closed its side
   int64_t credit = 0;
   size_t unconsumed_bytes = 0;
 
@@ -96,13 +106,14 @@ struct Stream {
   size_t out_bytes = 0;
   int64_t moved_ns = 0;  // when the client last took something, or had nothing to take
   bool has_sent_headers = false;
+  bool has_sent_trailers = false;
   bool is_finishing = false;
   Status status;
 };
 
 class Session {
  public:
-  Session(Host& host, const Config& config, uint64_t connection, std::shared_ptr<const std::string> peer);
+  Session(Host& host, const Limits& limits, uint64_t connection, std::shared_ptr<const std::string> peer);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -117,6 +128,9 @@ class Session {
   void refuse(const CallPtr& call, const Status& status);
   void expire(Stream& stream);
 
+  // Goes on with messages that had to wait for their turn to be inflated; whether some still do.
+  bool resume_deferred();
+  bool has_deferred() const { return !deferred_.empty(); }
   // Resets streams whose answers the client has not taken since `since_ns`; whether there were any.
   bool reset_stalled(int64_t since_ns);
   void ping();
@@ -138,26 +152,31 @@ class Session {
   int on_control_frame(const nghttp2_frame& frame);
 
   bool open(Stream& stream);
-  void route_by_model(Stream& stream);
+  void route_by_model(Stream& stream, std::string_view message);
   void hand_over(Stream& stream);
+  bool unpack(Stream& stream, Message& message);
   void consume(Stream& stream);
   bool account(Stream& stream);
   void answer_http(Stream& stream, const char* status);
   void fail(Stream& stream, int code, std::string message, Unseen what = Unseen::invalid);
   void send_message(Stream& stream, std::string&& body);
   void count_unsent(Stream& stream, int64_t difference);
+  void on_sent(Stream& stream, size_t size);
   void send_headers(Stream& stream, const Metadata& metadata);
   void finish(Stream& stream, Status&& status);
   void resume(Stream& stream);
   void submit_trailers(Stream& stream);
+  void send_away(bool is_ping);
 
   Host& host_;
-  const Config& config_;
+  const Limits& limits_;
   const uint64_t connection_;
   const std::shared_ptr<const std::string> peer_;
   nghttp2_session* session_ = nullptr;
   std::unordered_map<int32_t, std::unique_ptr<Stream>> streams_;
+  std::vector<int32_t> deferred_;
   std::string* pulled_ = nullptr;
+  size_t pull_enough_ = 0;
   bool has_settings_ = false;
   Allowance control_frames_;
   Allowance resets_;

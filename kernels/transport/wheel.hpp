@@ -19,7 +19,6 @@ struct Timer {
   Timer& operator=(const Timer&) = delete;
   ~Timer() { cancel(); }
 
-  bool is_set() const { return next != nullptr; }
   void cancel() {
     if (next == nullptr) return;
     next->previous = previous;

@@ -86,6 +86,13 @@ std::string percent_encode(std::string_view text) {
   return encoded;
 }
 
+std::string_view cut_text(std::string_view text, size_t max_bytes) {
+  if (text.size() <= max_bytes) return text;
+  size_t end = max_bytes;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) end--;
+  return text.substr(0, end);
+}
+
 std::string base64_encode(std::string_view bytes) {
   std::string encoded;
   encoded.reserve((bytes.size() + 2) / 3 * 4);

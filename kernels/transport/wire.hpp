@@ -17,6 +17,9 @@ std::optional<int64_t> parse_timeout_ms(std::string_view text);
 // `grpc-message`: everything but visible ASCII, and `%` itself, as %XX.
 std::string percent_encode(std::string_view text);
 
+// As much of it as `max_bytes` hold, and no part of a UTF-8 character.
+std::string_view cut_text(std::string_view text, size_t max_bytes);
+
 std::string base64_encode(std::string_view bytes);
 
 // With padding or without. Nothing where it is not base64.

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from serve.errors import HeadroomError, Internal, Overloaded
 from serve.ingress.gate import Gate
 from serve.ingress.grpc_aio_stream import ScoreStream
 from serve.ingress.grpc_metadata import answer_trailing, call_context, error_trailing, timeout_ms
-from serve.ingress.grpc_methods import OTHER_BUDGET_MS, GrpcMethods, StreamMethod
+from serve.ingress.grpc_methods import OTHER_BUDGET_MS, GrpcMethods, ModelKey, StreamMethod
 from serve.ingress.ledger import Ledger, Settled
 from serve.ingress.status import grpc_status
 from serve.settings import GrpcTls, Limits
@@ -71,6 +71,10 @@ class AioGrpcListener:
             asyncio.run_coroutine_threadsafe(self._stop(grace_s), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=5)
+
+    def change_models(self, models: Mapping[ModelKey, Route]) -> None:
+        """What `ModelInfer` serves from now on."""
+        self.methods.models = models
 
     def check(self) -> None:
         """Certificates are read anew by each connection."""

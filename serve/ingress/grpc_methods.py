@@ -20,9 +20,11 @@ StreamMethod = Callable[[AsyncIterator[bytes], RequestContext], AsyncGenerator[b
 ModelKey = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GrpcMethods:
-    """`batched`, `direct` and `closed` are unary. `closed` says why a method cannot be answered."""
+    """`batched`, `direct` and `closed` are unary. `closed` says why a method cannot be answered. Only `models` changes, as a
+    whole, by a listener's `change_models`.
+    """
 
     batched: Mapping[str, Route]
     direct: Mapping[str, DirectMethod]

@@ -11,7 +11,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from serve.context import RequestContext, RequestIds
 from serve.errors import Cancelled, DeadlineExceeded, HeadroomError
 from serve.ingress.gate import late_answers
 from serve.ingress.grpc_metadata import answer_trailing, call_context, timeout_ms
-from serve.ingress.grpc_methods import GrpcMethods
+from serve.ingress.grpc_methods import GrpcMethods, ModelKey
 from serve.ingress.grpc_native_other import OtherCalls
 from serve.ingress.grpc_native_stream import ScoredStream
 from serve.ingress.grpc_native_table import MethodTable
@@ -69,12 +69,12 @@ class NativeGrpcListener:
         self._tls = tls
         self._tls_stamp = None if tls is None else _stamp(tls)
         self._table = MethodTable(methods)
-        table = self._table
+        self._limits = limits
         self._transport = Transport(
             listener=listening.fileno(), num_threads=num_threads, limits=transport_limits(limits),
-            num_groups=table.num_groups, routes=table.native_routes(), methods=table.native_methods(limits),
-            models=table.native_models(), tls=None if tls is None else tls.files,
+            tls=None if tls is None else tls.files,
         )  # fmt: skip
+        self._serve_table()
         self._open: dict[int, Arrival] = {}
         self._streams: dict[int, ScoredStream] = {}
         self._others = OtherCalls(self._transport, methods, ledger)
@@ -103,6 +103,16 @@ class NativeGrpcListener:
         self._transport.stop()
         self._others.stop()
         self._count_unseen()
+
+    def change_models(self, models: Mapping[ModelKey, Route]) -> None:
+        """What `ModelInfer` serves from now on; from one thread at a time."""
+        self._methods.models = models
+        self._table.set_models(models)
+        self._serve_table()
+
+    def _serve_table(self) -> None:
+        table = self._table
+        self._transport.serve(table.native_routes(), table.native_methods(self._limits), table.native_models())
 
     def check(self) -> None:
         """Counts connections; greets new ones with certificates that were replaced, unless those are wrong."""

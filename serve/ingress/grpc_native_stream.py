@@ -58,8 +58,8 @@ class ScoredStream:
         if encoded is None:
             assert answer.error is not None
             encoded = self._codec.encode_error(answer.arrival.payload, answer.error)
-        has_piled_up = self._transport.send(self._call, encoded.body)
-        with self._lock:
+        with self._lock:  # around sending, too: `writable` may come before it has returned
+            has_piled_up = self._transport.send(self._call, encoded.body)
             self._num_waiting -= 1
             self._is_piled_up = self._is_piled_up or has_piled_up
             if self._is_piled_up:

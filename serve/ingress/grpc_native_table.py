@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serve.batching.arrival import Entrance, Route
-from serve.ingress.grpc_methods import OTHER_BUDGET_MS, GrpcMethods
+from serve.batching.arrival import Arrival, Entrance, Route
+from serve.errors import NotReady, Overloaded
+from serve.ingress.grpc_methods import OTHER_BUDGET_MS, GrpcMethods, ModelKey
 from serve.ingress.ledger import Ledger
 from serve.ingress.wire.infer_codecs import MODEL_INFER
 from serve.settings import Limits
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _OTHER_GROUP = 0
 _STREAM_CREDIT = 4
 _PUSHBACK_MS = 20
+_MAX_ROOM = 1 << 20
 _UNKNOWN = "unknown"
 _RESOURCE_EXHAUSTED, _CANCELLED, _DEADLINE_EXCEEDED, _UNIMPLEMENTED, _INTERNAL = 8, 1, 4, 12, 13
 
@@ -32,8 +34,25 @@ class _Plan:
     room: int = -1
 
 
+class _Gone:
+    """The entrance of a model that is not served any more, for calls that were on their way to it."""
+
+    def push(self, arrivals: Sequence[Arrival], now_ns: int) -> list[tuple[Arrival, Overloaded | NotReady]]:
+        return [(arrival, NotReady(f"{arrival.route.pipeline} was unloaded meanwhile")) for arrival in arrivals]
+
+    def room(self, budget_ms: float) -> tuple[int, int]:
+        return _MAX_ROOM, _MAX_ROOM
+
+    def dispatch(self, again: Callable[[], None] | None) -> bool:
+        return False
+
+
 class MethodTable:
-    """Numbers methods. Route 0 stands for unknown paths, group 0 for everything that no batch answers."""
+    """Numbers methods. Route 0 stands for unknown paths, group 0 for everything that no batch answers.
+
+    Models come and go while calls are under way: a model's version keeps its route and its group for ever, whoever
+    serves it. Changed by one thread at a time, beside the listener's.
+    """
 
     def __init__(self, methods: GrpcMethods) -> None:
         self.paths: list[str] = [_UNKNOWN]
@@ -41,52 +60,70 @@ class MethodTable:
         self.group_of_route: list[int] = [_OTHER_GROUP]
         self.entrances: dict[int, Entrance] = {}
         self._group_of_entrance: dict[int, int] = {}
-        self._index_of_route: dict[int, int] = {}
+        self._index_of_route: Mapping[int, int] = {}
+        self._index_of_model: dict[ModelKey, int] = {}
         self._budgets_ms: dict[int, float] = {}
-        self._plans: dict[int, _Plan] = {}
+        self._plans: Mapping[int, _Plan] = {}
         self._unary: dict[str, int] = {}
         self._streams: dict[str, tuple[int, bool]] = {}
         self._models: list[tuple[str, str, int]] = []
-        self._add_all(methods)
-
-    def _add_all(self, methods: GrpcMethods) -> None:
         for path, route in methods.batched.items():
             self._unary[path] = self._add(path, route)
         for path in (*methods.closed, *methods.direct, MODEL_INFER):
             self._unary[path] = self._add(path, None)
-        for (name, version), route in methods.models.items():
-            index = self._index_of_route.get(id(route))
-            self._models.append((name, version, self._add(MODEL_INFER, route) if index is None else index))
         for path, route in methods.scored.items():
             self._add(path, route)
             self._streams[path] = (self._add(path, None), True)
         for path in methods.streams:
             self._streams[path] = (self._add(path, None), False)
+        self.set_models(methods.models)
+
+    def set_models(self, models: Mapping[ModelKey, Route]) -> None:
+        """What `ModelInfer` serves from now on. A route may have several keys: its version, and none."""
+        key_of_route: dict[int, ModelKey] = {}
+        for key, route in models.items():
+            key_of_route[id(route)] = max(key, key_of_route.get(id(route), key))
+        served = {key: models[key] for key in key_of_route.values()}
+        for key, route in served.items():
+            if id(route) not in self._index_of_route:  # a pipeline's route is there by its own path
+                self._put_model(key, route)
+        for key in self._index_of_model.keys() - served.keys():
+            index = self._index_of_model[key]
+            self.routes[index] = None
+            self.entrances[self.group_of_route[index]] = _Gone()
+        self._group_of_entrance = {id(entrance): group for group, entrance in self.entrances.items()}
+        self._index_of_route = {id(route): index for index, route in enumerate(self.routes) if route is not None}
+        self._models = [(*key, self._index_of_route[id(route)]) for key, route in models.items()]
+
+    def _put_model(self, key: ModelKey, route: Route) -> None:
+        index = self._index_of_model.get(key)
+        if index is None:
+            self._index_of_model[key] = self._add(MODEL_INFER, route)
+            return
+        group = self.group_of_route[index]
+        self.entrances[group], self._budgets_ms[group] = route.entrance, route.budget_ms
+        self.routes[index] = route
 
     def _add(self, path: str, route: Route | None) -> int:
         index = len(self.paths)
         self.paths.append(path)
-        self.routes.append(route)
         self.group_of_route.append(_OTHER_GROUP if route is None else self._group(route))
+        self.routes.append(route)
         if route is not None:
-            self._index_of_route[id(route)] = index
+            self._index_of_route = {**self._index_of_route, id(route): index}
         return index
 
     def _group(self, route: Route) -> int:
         entrance = route.entrance
-        group = self._group_of_entrance.setdefault(id(entrance), len(self._group_of_entrance) + 1)
+        group = self._group_of_entrance.setdefault(id(entrance), len(self.entrances) + 1)
         self.entrances[group] = entrance
         self._budgets_ms[group] = min(route.budget_ms, self._budgets_ms.get(group, route.budget_ms))
-        self._plans.setdefault(group, _Plan())
+        if group not in self._plans:
+            self._plans = {**self._plans, group: _Plan()}
         return group
 
-    @property
-    def num_groups(self) -> int:
-        """Queues in the transport."""
-        return len(self.entrances) + 1
-
     def index_of(self, route: Route) -> int:
-        """The number of a route."""
+        """The number of a route that is served. Raises KeyError."""
         return self._index_of_route[id(route)]
 
     # As the transport takes it

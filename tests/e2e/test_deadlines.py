@@ -157,6 +157,6 @@ def test_the_timeout_parameter_of_the_protocol_is_kept_over_grpc(server: Server)
 
 def test_the_client_timeout_of_tritonclient_ends_the_call(server: Server) -> None:
     many = rows(tritonclient.grpc, NUM_ROWS)
-    late = pytest.raises(InferenceServerException, match="Deadline Exceeded")
+    late = pytest.raises(InferenceServerException, match=r"Deadline Exceeded|no answer within")  # whoever is first
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client, late:
         client.infer("creditcard", many, client_timeout=0.0005)

@@ -25,7 +25,7 @@ MISTAKES: dict[str, Any] = {
 SAID = (
     "args.limits.max_bodybytes: unknown key; allowed: ",
     "args.pipelines.fraud.budget_ms: is -5; allowed: greater than 0",
-    "args.features.store: is 'redis?'; allowed: 'embedded'",
+    "args.features.store: is no address (it may hold a password, so it is not shown); allowed: embedded, redis://",
 )
 
 

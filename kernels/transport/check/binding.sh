@@ -14,4 +14,4 @@ cd "$copy"
 tests=tests/integration/transport
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-  "$1" -m pytest $tests/test_interop.py $tests/test_hostile.py $tests/test_tls.py
+  "$1" -m pytest $tests/test_interop.py $tests/test_hostile.py $tests/test_hostile_cheaply.py $tests/test_tls.py

@@ -23,20 +23,31 @@ class FuzzHost final : public Host {
   void deliver(Event&& event) override { events.push_back(std::move(event)); }
   void ended(const CallPtr&, int) override {}
   void count(uint32_t, Unseen) override {}
+  bool may_inflate() const override { return num_inflated < 1 << 16; }
+  void inflated(size_t bytes) override { num_inflated += bytes; }
 
   int64_t now = 1'000'000'000;
+  const Table& table() const override { return served; }
+
   TimingWheel timers{now};
+  Table served;
+  size_t num_inflated = 0;
   std::shared_ptr<Memory> held = std::make_shared<Memory>(1 << 20);
   uint64_t id = 0;
   int64_t num_open = 0;
   std::vector<Event> events;
 };
 
-Config config() {
-  Config made;
-  made.limits.max_message_bytes = 64 << 10;
-  made.limits.max_header_bytes = 4 << 10;
-  made.limits.max_streams = 32;
+Limits limits() {
+  Limits made;
+  made.max_message_bytes = 64 << 10;
+  made.max_header_bytes = 4 << 10;
+  made.max_streams = 32;
+  return made;
+}
+
+Table table() {
+  Table made;
   made.routes = {{60'000'000'000, {}}, {50'000'000, {}}, {50'000'000, {}}};
   made.methods["/a/U"] = {true, true, 1, 0};
   made.methods["/a/S"] = {false, false, 2, 2};
@@ -71,12 +82,14 @@ void answer(FuzzHost& host, Session& session) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const Config kConfig = config();
+  static const Limits kLimits = limits();
+  static const Table kTable = table();
   if (size < 2) return 0;
   const size_t piece = data[0] + size_t{1};
   FuzzHost host;
+  host.served = kTable;
   {
-    Session session(host, kConfig, 7, std::make_shared<const std::string>("fuzz"));
+    Session session(host, kLimits, 7, std::make_shared<const std::string>("fuzz"));
     std::string out;
     for (size_t at = 1; at < size;) {
       if (data[at] == 0xfe) {
@@ -90,6 +103,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
           auto& stream = *static_cast<Stream*>(owner);
           stream.session.expire(stream);
         });
+        host.num_inflated = 0;
+        session.resume_deferred();
         at += 2;
         continue;
       }

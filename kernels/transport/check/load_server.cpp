@@ -50,13 +50,13 @@ void answer(Server& server, std::vector<Event>& events) {
 int main(int argc, char** argv) {
   if (argc != 3) return 2;
   const int listener = listening_socket(static_cast<uint16_t>(std::atoi(argv[1])));
-  Config config;
-  config.routes = {{60'000'000'000, {}}, {200'000'000, {kResourceExhausted, "full", {{"grpc-retry-pushback-ms", "5"}}}}};
-  config.methods["/load/Echo"] = {true, false, 1, 0};
+  Table table;
+  table.routes = {{60'000'000'000, {}}, {200'000'000, {kResourceExhausted, "full", {{"grpc-retry-pushback-ms", "5"}}}}};
+  table.methods["/load/Echo"] = {true, false, 1, 0};
   uint64_t num_answered = 0;
   {
-    Server server(std::move(config), 1, listener, 2, nullptr);
-    server.inbox().set_group(1, 0);
+    Server server(Limits{}, listener, 2, nullptr);
+    server.serve(std::move(table), {0, 0});
     server.inbox().set_bound(0, 256);
     server.start();
     std::mutex lock;

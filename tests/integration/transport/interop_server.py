@@ -40,12 +40,14 @@ class InteropServer:
         }
         files = None if tls is None else (str(tls[0]), str(tls[1]), str(tls[2] or ""))
         self.transport: Any = Transport(
-            listener=self._listening.fileno(), num_threads=threads, limits=limits, num_groups=1,
-            routes=[(0, budget_ns, "the queue is full", full)] * 4, methods=methods, models=[], tls=files,
+            listener=self._listening.fileno(), num_threads=threads, limits=limits, tls=files,
         )  # fmt: skip
+        self.transport.serve([(0, budget_ns, "the queue is full", full)] * 4, methods, [])
         self.ended: deque[int] = deque()
         self.seen: deque[Any] = deque(maxlen=1000)
         self.is_paused = threading.Event()
+        """Streams' messages are taken, and never asked for more."""
+        self.answers_are_empty = False
         self.num_messages = 0
         self._sums: dict[int, int] = {}
         self._to_send: dict[int, tuple[Any, deque[int]]] = {}
@@ -66,6 +68,12 @@ class InteropServer:
         self.transport.stop()
         self._listening.close()
 
+    def stop_taking(self) -> None:
+        """As a server whose Python is busy."""
+        self._is_stopping = True
+        self.transport.wake()
+        self._thread.join()
+
     @property
     def target(self) -> str:
         return f"127.0.0.1:{self.port}"
@@ -85,7 +93,9 @@ class InteropServer:
             return
         self._echo_initial(call)
         code, message = asked.get("status", (0, ""))
-        body = None if code else b"\0" * asked["size"] if "size" in asked else payload
+        body = (
+            None if code else b"\0" * asked["size"] if "size" in asked else b"" if self.answers_are_empty else payload
+        )
         details = (("grpc-status-details-bin", bytes(asked["details"])),) if "details" in asked else ()
         self.transport.reply([(call, code, body, message, self._trailing(call) + details)])
 
