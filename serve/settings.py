@@ -149,6 +149,13 @@ class RepositorySettings(_Part):
     """Where models are. A relative path counts from the folder the server is started in."""
 
     path: str = "model_repository"
+    control: Literal["none", "explicit", "poll"] = "none"
+    """`none`: everything is loaded at the start, and stays. `explicit`: `load` says what, and clients load and unload.
+    `poll`: the folder is looked at every `poll_s`, and followed.
+    """
+    poll_s: Annotated[float, Field(ge=0.1, le=86_400)] = 15.0
+    load: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Models loaded at the start by `explicit`; `*` is all of them."""
 
 
 class Pipeline(_Part):

@@ -62,13 +62,23 @@ class RouteMaker:
     def infer(
         self, endpoint: InferEndpoint, max_body_bytes: int
     ) -> tuple[dict[HttpKey, Route], dict[tuple[str, str], Route]]:
-        """The protocol's `infer` over both protocols, with and without the version in the address."""
+        """The protocol's `infer` over both protocols, by the address with the version in it."""
         http = self.route(HttpInferCodec(endpoint, max_body_bytes))
         grpc = self.route(GrpcInferCodec(endpoint))
         name, version = endpoint.spec.name, endpoint.spec.version
-        base = f"/v2/models/{name}"
-        paths = (f"{base}/infer", f"{base}/versions/{version}/infer")
-        return {(b"POST", path.encode()): http for path in paths}, {(name, ""): grpc, (name, version): grpc}
+        return {(b"POST", f"/v2/models/{name}/versions/{version}/infer".encode()): http}, {(name, version): grpc}
+
+
+def unversioned_http(name: str, routes: Mapping[HttpKey, Route]) -> dict[HttpKey, Route]:
+    """A version's routes, and the same at the address that names none."""
+    (route,) = routes.values()
+    return {**routes, (b"POST", f"/v2/models/{name}/infer".encode()): route}
+
+
+def unversioned_infer(routes: Mapping[tuple[str, str], Route]) -> dict[tuple[str, str], Route]:
+    """A version's route, and the same where none is asked for."""
+    (((name, _), route),) = routes.items()
+    return {**routes, (name, ""): route}
 
 
 def publish(name: str, published: Published, metrics: Metrics) -> PipelineMetrics:

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from serve.assembly.endpoints import HttpKey, Published, RouteMaker, Service, publish
+from serve.assembly.endpoints import (
+    HttpKey,
+    Published,
+    RouteMaker,
+    Service,
+    publish,
+    unversioned_http,
+    unversioned_infer,
+)
 from serve.assembly.fraud_watch import FraudWatch
 from serve.assembly.stores import Store, feast_source, feature_store
 from serve.backends.base import Scores
@@ -137,7 +145,7 @@ def fraud_pipeline(
     watch = _watch(repository, published, scorer, policy, model.directory, metrics)
     collector = Collector("fraud", max_items=published.max_queue_items)
     recorder = publish("fraud", Published(published.budget_ms, FRAUD_STAGES, published.stages), metrics)
-    audit, blocking = AuditLog(audit_log_path(settings)), BlockingWork()
+    audit, blocking = AuditLog(audit_log_path(settings)), BlockingWork("the feature store")
     source, store = feast_source(settings), feature_store(settings, audit.write)
     commit_limit_ns = _stage_ns(published.stages, "decide") + int(settings.features.commit_grace_ms * 1e6)
     flow = FraudFlow(
@@ -155,11 +163,13 @@ def fraud_pipeline(
     endpoint, max_body_bytes = FraudEndpoint(model.spec.version), settings.limits.max_body_bytes
     http, infer = maker.infer(endpoint, max_body_bytes)
     service = Service(
-        "fraud", endpoint.spec, runner, {**http, **_http_routes(maker)}, grpc=_grpc_routes(maker),
+        "fraud", endpoint.spec, runner, unversioned_http("fraud", http) | _http_routes(maker),
+        grpc=_grpc_routes(maker),
         grpc_streams={f"/{fraud_grpc.SERVICE}/ScoreStream": maker.route(fraud_grpc.ScoreStreamCodec())},
         grpc_direct=fraud_methods(records, blocking),
         handlers=fraud_handlers(records, blocking, watch.shadow_report, max_body_bytes),
-        infer=infer, steps=(MODEL,), warm_up=lambda: flow.warm_up(published.max_batch_items, partial(ladder.observe, 0)),
+        infer=unversioned_infer(infer), steps=(MODEL,),
+        warm_up=lambda: flow.warm_up(published.max_batch_items, partial(ladder.observe, 0)),
     )  # fmt: skip
     parts = _Parts(flow, store, source, collector, watch, audit, blocking)
     return FraudPipeline(service, parts, metrics, published.max_batch_items)

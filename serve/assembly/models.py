@@ -1,37 +1,172 @@
-"""Models of the repository as services of their own: the protocol's `infer`, batched."""
+"""Models of the repository as services: the protocol's `infer`, batched; loaded and unloaded while others serve.
+
+A version of a model is a service: its runner and queue come with it and end with it. Calls to other models notice nothing.
+"""
 
 from __future__ import annotations
 
-from serve.assembly.endpoints import Published, RouteMaker, Service, publish
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from serve.assembly.endpoints import (
+    HttpKey,
+    Published,
+    RouteMaker,
+    Service,
+    publish,
+    unversioned_http,
+    unversioned_infer,
+)
+from serve.backends.base import Model
+from serve.batching.arrival import Route
 from serve.batching.collector import Collector
 from serve.batching.runner import Runner
 from serve.budgets.ladder import Ladder, Rung
+from serve.errors import InvalidInput
+from serve.ingress.grpc_methods import ModelKey
 from serve.ingress.wire.infer_codecs import ModelEndpoint
 from serve.observability.metrics import Metrics
 from serve.pipelines.infer.flow import STAGES, InferFlow
-from serve.repository.repository import Repository
-from serve.settings import ModelSettings, Settings
+from serve.repository.config import config_of_json
+from serve.repository.loading import Progress, close_model
+from serve.repository.repository import LoadResult, Repository
+from serve.settings import ModelSettings, RepositorySettings, Settings
+
+log = logging.getLogger(__name__)
 
 _MAX_REQUESTS_TOGETHER = 256
+_RETIRE_S = 60.0
+"""How long what was accepted by a version that is replaced may take to be answered."""
 
 
-def model_services(settings: Settings, repository: Repository, metrics: Metrics) -> list[Service]:
-    """A service per model that has a version to serve."""
-    names = dict.fromkeys(state.name for state in repository.states() if state.state == "READY")
-    return [_service(name, settings, repository, metrics) for name in names]
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A version that serves."""
+
+    model: Model
+    service: Service
 
 
-def _service(name: str, settings: Settings, repository: Repository, metrics: Metrics) -> Service:
-    model_settings = settings.models.get(name, ModelSettings())
-    spec = repository.model(name).spec
-    collector = Collector(name, max_items=model_settings.max_queue_items)
-    published = Published(model_settings.budget_ms, STAGES, {})
-    recorder = publish(name, published, metrics)
-    flow = InferFlow(lambda: repository.model(name), repository.labels(name))
-    runner = Runner(
-        collector, flow, Ladder((Rung("", 1.0),)), recorder,
-        max_batch_items=min(_MAX_REQUESTS_TOGETHER, max(1, spec.max_batch_size)),
-    )  # fmt: skip
-    maker = RouteMaker(name, runner, published.budget_ms, recorder)
-    http, infer = maker.infer(ModelEndpoint(spec), settings.limits.max_body_bytes)
-    return Service(name, spec, runner, http, infer=infer)
+class ModelServices:
+    """One service per ready version. Readers see one consistent table; `load` and `unload` run one at a time."""
+
+    def __init__(
+        self, settings: Settings, repository: Repository, metrics: Metrics, parts_of: Mapping[str, str]
+    ) -> None:
+        """`parts_of`: models that are a pipeline's, which alone says what version of them serves."""
+        self._settings = settings
+        self._repository = repository
+        self._metrics = metrics
+        self._parts_of = parts_of
+        self._lock = threading.Lock()
+        self._placed: Mapping[str, Mapping[int, _Placed]] = {}
+        self._on_change: Callable[[], None] = lambda: None
+        for name in repository.names():
+            self._placed = {**self._placed, **self._place(name)}
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Who is told when the routes are others."""
+        self._on_change = call
+
+    # What there is
+
+    def services(self) -> list[Service]:
+        """Of every version."""
+        return [placed.service for versions in self._placed.values() for placed in versions.values()]
+
+    def has(self, name: str) -> bool:
+        """Whether any version of the model serves."""
+        return bool(self._placed.get(name))
+
+    def http_routes(self) -> dict[HttpKey, Route]:
+        """By version, and of the newest without it."""
+        found: dict[HttpKey, Route] = {}
+        for name, versions in self._placed.items():
+            for number in sorted(versions):
+                found |= unversioned_http(name, versions[number].service.http)
+        return found
+
+    def infer_routes(self) -> dict[ModelKey, Route]:
+        """By name and version, and of the newest without it."""
+        found: dict[ModelKey, Route] = {}
+        for versions in self._placed.values():
+            for number in sorted(versions):
+                found |= unversioned_infer(versions[number].service.infer)
+        return found
+
+    # Control
+
+    def load(self, name: str, config: str = "", progress: Progress = log.info) -> None:
+        """Loads the model's folder anew, `config` (JSON) in place of its own; what serves goes on until all of it is
+        ready. Raises NotFound, InvalidInput with what is wrong.
+        """
+        with self._lock:
+            self._check_free(name)
+            result = self._repository.load(name, config_of_json(config, name) if config else None, progress)
+            self._swap(result)
+        if result.reason:
+            raise InvalidInput(f"failed to load '{name[:128]}': {result.reason}")
+
+    def unload(self, name: str) -> None:
+        """Takes the model out of service; what was accepted is answered. Raises NotFound, InvalidInput."""
+        with self._lock:
+            self._check_free(name)
+            self._swap(self._repository.unload(name))
+
+    def _check_free(self, name: str) -> None:
+        pipeline = self._parts_of.get(name)
+        if pipeline is not None:
+            raise InvalidInput(
+                f"model '{name[:128]}' is a part of pipeline {pipeline}; its version is a setting of the pipeline"
+            )
+
+    def _swap(self, result: LoadResult) -> None:
+        """New versions are warm before the first request comes; old ones end with their last answer."""
+        name, former = result.name, self._placed.get(result.name, {})
+        placed = self._place(name)
+        fresh = [one for number, one in placed.get(name, {}).items() if former.get(number) is not one]
+        for one in fresh:
+            one.service.warm_up()
+            one.service.runner.start()
+        others = {other: versions for other, versions in self._placed.items() if other != name}
+        self._placed = {**others, **placed}
+        self._on_change()
+        for model in result.retired:
+            for one in former.values():
+                if one.model is model:
+                    one.service.runner.stop(_RETIRE_S)
+            close_model(model)
+
+    def _place(self, name: str) -> dict[str, dict[int, _Placed]]:
+        """The model's ready versions, with the services that they have already; nothing where there is none."""
+        former = self._placed.get(name, {})
+        placed = {
+            number: former[number] if number in former and former[number].model is model else self._serve(name, model)
+            for number, model in self._repository.loaded(name).items()
+        }
+        return {name: placed} if placed else {}
+
+    def _serve(self, name: str, model: Model) -> _Placed:
+        settings = self._settings.models.get(name, ModelSettings())
+        collector = Collector(name, max_items=settings.max_queue_items)
+        published = Published(settings.budget_ms, STAGES, {})
+        recorder = publish(name, published, self._metrics)
+        spec = model.spec
+        runner = Runner(
+            collector, InferFlow(model, self._repository.labels(name)), Ladder((Rung("", 1.0),)), recorder,
+            max_batch_items=min(_MAX_REQUESTS_TOGETHER, max(1, spec.max_batch_size)),
+        )  # fmt: skip
+        maker = RouteMaker(name, runner, published.budget_ms, recorder)
+        http, infer = maker.infer(ModelEndpoint(spec), self._settings.limits.max_body_bytes)
+        return _Placed(model, Service(name, spec, runner, http, infer=infer))
+
+
+def load_at_start(
+    settings: RepositorySettings, repository: Repository, parts: Iterable[str], progress: Progress
+) -> None:
+    """Loads what the control mode has serve from the start, and pipelines' parts. Raises InvalidInput."""
+    if settings.control != "explicit" or "*" in settings.load:
+        return repository.load_all(progress)
+    return repository.load_all(progress, {*settings.load, *parts})

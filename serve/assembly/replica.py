@@ -10,20 +10,22 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from serve.assembly.endpoints import Service
+from serve.assembly import fraud
+from serve.assembly.control import ModelControl
+from serve.assembly.endpoints import HttpKey, Service
 from serve.assembly.fraud import FraudPipeline, fraud_pipeline
-from serve.assembly.models import model_services
-from serve.assembly.view import OIP_SERVICE, View, direct_methods
+from serve.assembly.models import ModelServices, load_at_start
+from serve.assembly.view import OIP_SERVICE, View, control_methods, direct_methods
 from serve.backends.loaders import model_loaders
-from serve.batching.arrival import Listener
+from serve.batching.arrival import Listener, Route
 from serve.errors import HeadroomError, NotReady
 from serve.ingress.admission import Admission
 from serve.ingress.grpc_health import Health, reflection_streams
 from serve.ingress.grpc_listener import GrpcListener, grpc_listener, is_native
-from serve.ingress.grpc_methods import GrpcMethods
+from serve.ingress.grpc_methods import GrpcMethods, ModelKey
 from serve.ingress.http import HttpListener
 from serve.ingress.http_app import main_app, metrics_app
 from serve.ingress.ledger import Ledger
@@ -52,12 +54,16 @@ class Replica:
         self._settings = settings
         self._owner_pid = owner_pid
         self._progress = progress
-        self._services: dict[str, Service] = {}
+        self._pipelines: dict[str, Service] = {}
         self._problems: dict[str, str] = {}
         self._listeners: list[Listener] = []
         self._fraud: FraudPipeline | None = None
         self._is_serving = False
         self._health: Health | None = None
+        self._view: View
+        self._models: ModelServices
+        self._control: ModelControl
+        self._http: HttpListener | None = None
         self._grpc: GrpcListener | None = None
         self._lease: SocketLease
         self._metrics: Metrics
@@ -73,12 +79,15 @@ class Replica:
         self._access_log = AccessLog(access_log_path(settings), max_lines_per_s=tunables.max_access_lines_per_s)
         self._access_log.start()
         repository = Repository(repository_dir(settings), model_loaders(cache_dir(settings)))
-        repository.load_all(self._progress)
-        self._assemble(repository)
+        parts = {} if settings.pipelines.fraud is None else {fraud.MODEL: "fraud"}
+        load_at_start(settings.repository, repository, parts, self._progress)
+        self._assemble(repository, parts)
         self.reconfigure(tunables)
-        self._warm_up()
-        for service in self._services.values():
+        for service in (*self._pipelines.values(), *self._models.services()):
+            service.warm_up()  # so that the first request is not the one that compiles
             service.runner.start()
+        self._control = ModelControl(settings.repository, repository, self._models, folder)
+        self._control.open()
         self._listen(repository)
         self._is_serving = True
         _settle_down()
@@ -109,7 +118,8 @@ class Replica:
         deadline_ns = time.monotonic_ns() + int(self._settings.limits.drain_s * 1e9)
         with ThreadPoolExecutor(max(1, len(self._listeners))) as drains:
             list(drains.map(lambda listener: listener.drain(deadline_ns), self._listeners))
-        for service in self._services.values():
+        self._control.close()
+        for service in (*self._pipelines.values(), *self._models.services()):
             service.runner.stop(timeout_s=1.0)
         if self._fraud is not None:
             self._fraud.close()
@@ -117,47 +127,61 @@ class Replica:
         self._metrics.close()
         self._lease.close()
 
-    def _assemble(self, repository: Repository) -> None:
-        for service in model_services(self._settings, repository, self._metrics):
-            self._services[service.name] = service
+    def _assemble(self, repository: Repository, parts: Mapping[str, str]) -> None:
+        self._models = ModelServices(self._settings, repository, self._metrics, parts)
+        self._models.on_change(self._change_routes)
         if (published := self._settings.pipelines.fraud) is not None:
             try:
                 self._fraud = fraud_pipeline(self._settings, published, repository, self._metrics)
-                self._services["fraud"] = self._fraud.service
+                self._pipelines["fraud"] = self._fraud.service
             except HeadroomError as error:
                 log.error("pipeline fraud cannot serve: %s", error.message)
                 self._problems["fraud"] = error.message
 
-    def _warm_up(self) -> None:
-        """So that the first request is not the one that compiles."""
-        for service in self._services.values():
-            service.warm_up()
+    def _http_routes(self) -> dict[HttpKey, Route]:
+        return self._models.http_routes() | {k: route for s in self._pipelines.values() for k, route in s.http.items()}
+
+    def _infer_routes(self) -> dict[ModelKey, Route]:
+        return self._models.infer_routes() | {
+            k: route for s in self._pipelines.values() for k, route in s.infer.items()
+        }
+
+    def _change_routes(self) -> None:
+        """Models have come or gone, while the listeners serve or before they do."""
+        if self._http is None or self._grpc is None:
+            return
+        self._http.routes = routes = self._http_routes()
+        self._view.set_hot_paths(routes)
+        self._grpc.change_models(self._infer_routes())
 
     def _listen(self, repository: Repository) -> None:
-        settings, services = self._settings, self._services
+        settings = self._settings
         transport = "native" if is_native(settings.listen) else "aio"
-        view = View(services, repository, self._metrics, self._problems, lambda: self._is_serving, transport)
+        self._view = view = View(
+            self._pipelines,
+            self._control,
+            repository,
+            self._metrics,
+            self._problems,
+            lambda: self._is_serving,
+            transport,
+        )
         sockets = self._lease.sockets
-        handlers = [handler for service in services.values() for handler in service.handlers]
-        for name, app, routes in (
-            (
-                "http",
-                main_app(view, handlers),
-                {key: route for s in services.values() for key, route in s.http.items()},
-            ),
-            ("metrics", metrics_app(view), {}),
-        ):
+        handlers = [handler for service in self._pipelines.values() for handler in service.handlers]
+        for name, app in (("http", main_app(view, handlers)), ("metrics", metrics_app(view))):
             ledger = Ledger(name, self._metrics, self._access_log)
             admission = Admission(settings.listen.host)
-            http = HttpListener(name, [sockets[name]], routes, app, settings.limits, admission, ledger)
-            self._listeners.append(http)
+            listener = HttpListener(name, [sockets[name]], {}, app, settings.limits, admission, ledger)
+            self._listeners.append(listener)
+            self._http = self._http or listener
         self._grpc = self._grpc_listener(view, repository)
         self._listeners.append(self._grpc)
-        for listener in self._listeners:
-            listener.start()
+        self._change_routes()
+        for each in self._listeners:
+            each.start()
 
     def _grpc_listener(self, view: View, repository: Repository) -> GrpcListener:
-        settings, services = self._settings, self._services.values()
+        settings, services = self._settings, self._pipelines.values()
         problem = view.problem("fraud")
         names = [OIP_SERVICE, *([FRAUD_SERVICE] if self._fraud is not None else [])]
         self._health = Health(names)
@@ -171,13 +195,12 @@ class Replica:
 
         methods = GrpcMethods(
             batched={path: route for service in services for path, route in service.grpc.items()},
-            direct={**direct_methods(view), **self._health.methods(),
+            direct={**direct_methods(view), **control_methods(view), **self._health.methods(),
                     **{path: method for service in services for path, method in service.grpc_direct.items()}},
             streams={**self._health.streams(), **reflection_streams(names)},
             scored={path: route for service in services for path, route in service.grpc_streams.items()},
             closed={} if problem is None else {f"/{FRAUD_SERVICE}/{method}": problem for method in FRAUD_METHODS},
-            models={key: route for service in services for key, route in service.infer.items()},
-            no_model=no_model,
+            slow=control_methods(view), no_model=no_model,
         )  # fmt: skip
         ledger = Ledger("grpc", self._metrics, self._access_log)
         return grpc_listener(settings.listen, self._lease.sockets["grpc"], methods, settings.limits, ledger)

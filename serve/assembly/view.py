@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
-from serve.assembly.endpoints import Service
+from serve.assembly.control import ModelControl, Parameters
+from serve.assembly.endpoints import HttpKey, Service
 from serve.context import RequestContext
 from serve.errors import InvalidInput, NotFound, NotReady
 from serve.ingress.grpc_methods import DirectMethod
@@ -30,22 +31,22 @@ class View:
 
     def __init__(
         self,
-        services: Mapping[str, Service],
+        pipelines: Mapping[str, Service],
+        control: ModelControl,
         repository: Repository,
         metrics: Metrics,
         problems: Mapping[str, str],
         is_serving: Callable[[], bool],
         grpc_transport: str,
     ) -> None:
-        self._services = services
+        self._pipelines = pipelines
+        self._control = control
         self._repository = repository
         self._metrics = metrics
         self._problems = problems
         self._is_serving = is_serving
         self._extensions = (*EXTENSIONS, f"grpc_transport({grpc_transport})")
-        self._hot_paths = {
-            path.decode(): method.decode() for service in services.values() for method, path in service.http
-        }
+        self._hot_paths: Mapping[str, str] = {}
 
     def is_live(self) -> bool:
         """The process answers, so it lives."""
@@ -67,27 +68,25 @@ class View:
 
     def model_metadata(self, name: str, version: str) -> Any:
         """Tensors and versions."""
-        service = self._service(name, version)
-        versions = (service.spec.version,) if service.steps else self._repository.versions(name)
-        spec = service.spec if service.steps else self._repository.model(name, version).spec
-        return model_metadata(spec, versions)
+        pipeline = self._pipeline(name, version)
+        if pipeline is not None:
+            return model_metadata(pipeline.spec, (pipeline.spec.version,))
+        return model_metadata(self._repository.model(name, version).spec, self._repository.versions(name))
 
     def model_config(self, name: str, version: str) -> Any:
         """A model's config.pbtxt as it was completed; a pipeline presents itself as an ensemble of its models."""
-        service = self._service(name, version)
-        if service.steps:
-            return model_config(service.spec, service.steps)
+        pipeline = self._pipeline(name, version)
+        if pipeline is not None:
+            return model_config(pipeline.spec, pipeline.steps)
+        self._repository.model(name, version)
         return self._repository.config(name)
 
     def check_model_ready(self, name: str, version: str) -> None:
         """Raises NotReady or NotFound with the reason."""
         if (problem := self.problem(name)) is not None:
             raise NotReady(problem)
-        service = self._services.get(name)
-        if service is None or not service.steps:
+        if self._pipeline(name, version) is None:
             self._repository.model(name, version)
-        elif version not in ("", service.spec.version):
-            raise unknown_model(name, version)
 
     def repository_index(self, *, only_ready: bool) -> Any:
         """Every model and version with its state and the reason where it is not ready."""
@@ -95,10 +94,17 @@ class View:
         for state in self._repository.states():
             if state.state == "READY" or not only_ready:
                 index.models.add(name=state.name, version=state.version, state=state.state, reason=state.reason)
-        for service in self._services.values():
-            if service.steps:
-                index.models.add(name=service.name, version=service.spec.version, state="READY")
+        for pipeline in self._pipelines.values():
+            index.models.add(name=pipeline.name, version=pipeline.spec.version, state="READY")
         return index
+
+    async def load_model(self, name: str, parameters: Parameters, context: RequestContext) -> None:
+        """Loads a model on every replica. Raises HeadroomError."""
+        await self._control.load(name, parameters, context)
+
+    async def unload_model(self, name: str, parameters: Parameters, context: RequestContext) -> None:
+        """Takes a model out of service on every replica. Raises HeadroomError."""
+        await self._control.unload(name, parameters, context)
 
     def budgets(self) -> Mapping[str, Any]:
         """`GET /v2/budgets`: all replicas together."""
@@ -122,14 +128,44 @@ class View:
         """Paths that are answered in batches, with the verb that is allowed."""
         return self._hot_paths
 
-    def _service(self, name: str, version: str) -> Service:
-        service = self._services.get(name)
-        if service is None:
-            self._repository.model(name, version)
+    def set_hot_paths(self, routes: Iterable[HttpKey]) -> None:
+        """Called when they are others."""
+        self._hot_paths = {path.decode(): method.decode() for method, path in routes}
+
+    def _pipeline(self, name: str, version: str) -> Service | None:
+        """None where no pipeline has that name. Raises NotFound for a version that it has not."""
+        pipeline = self._pipelines.get(name)
+        if pipeline is not None and version not in ("", pipeline.spec.version):
             raise unknown_model(name, version)
-        if service.steps and version not in ("", service.spec.version):
-            raise unknown_model(name, version)
-        return service
+        return pipeline
+
+
+def control_methods(view: View) -> dict[str, DirectMethod]:
+    """The methods that load and unload."""
+
+    def load(payload: bytes, context: RequestContext) -> Awaitable[bytes]:
+        message = _parsed(pb.RepositoryModelLoadRequest, payload)
+        return _emptied(view.load_model(message.model_name, _parameters(message), context))
+
+    def unload(payload: bytes, context: RequestContext) -> Awaitable[bytes]:
+        message = _parsed(pb.RepositoryModelUnloadRequest, payload)
+        return _emptied(view.unload_model(message.model_name, _parameters(message), context))
+
+    return {f"/{OIP_SERVICE}/RepositoryModelLoad": load, f"/{OIP_SERVICE}/RepositoryModelUnload": unload}
+
+
+async def _emptied(work: Awaitable[None]) -> bytes:
+    """Both answers are messages without a field."""
+    await work
+    return b""
+
+
+def _parameters(message: Any) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, parameter in message.parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        found[name] = None if kind is None else getattr(parameter, kind)
+    return found
 
 
 def direct_methods(view: View) -> dict[str, DirectMethod]:
@@ -159,11 +195,14 @@ def direct_methods(view: View) -> dict[str, DirectMethod]:
 
 def _direct(kind: Any, answer: Callable[[Any], Any]) -> DirectMethod:
     def method(payload: bytes, _: RequestContext) -> bytes:
-        try:
-            message = kind.FromString(payload)
-        except DecodeError:
-            raise InvalidInput(f"the message is not a valid {kind.DESCRIPTOR.full_name}") from None
-        body: bytes = answer(message).SerializeToString()
+        body: bytes = answer(_parsed(kind, payload)).SerializeToString()
         return body
 
     return method
+
+
+def _parsed(kind: Any, payload: bytes) -> Any:
+    try:
+        return kind.FromString(payload)
+    except DecodeError:
+        raise InvalidInput(f"the message is not a valid {kind.DESCRIPTOR.full_name}") from None

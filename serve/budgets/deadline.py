@@ -14,6 +14,10 @@ from serve.errors import InvalidInput
 
 NS_PER_MS = 1_000_000
 MAX_TIMEOUT_MS = 3_600_000.0
+OTHER_BUDGET_MS = 60_000.0
+"""Of what no pipeline answers: metadata, health, records."""
+LOAD_BUDGET_MS = 1_800_000.0
+"""Of a model's load, which may have to compile; and of an unload, which lets answers leave first."""
 
 
 class Deadline(Struct, frozen=True, gc=False):

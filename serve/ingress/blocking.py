@@ -14,15 +14,16 @@ from serve.errors import DeadlineExceeded, Overloaded
 
 T = TypeVar("T")
 
-_NUM_THREADS = 2
 _MAX_WAITING = 64
 
 
 class BlockingWork:
     """Shared by the listeners; `run` may be called from any loop."""
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="blocking")
+    def __init__(self, waited_for: str, *, num_threads: int = 2) -> None:
+        """`waited_for`: what keeps callers waiting, as errors name it."""
+        self._waited_for = waited_for
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="blocking")
         self._lock = threading.Lock()
         self._num_waiting = 0
 
@@ -32,9 +33,10 @@ class BlockingWork:
         """
         remaining_s = context.deadline.remaining_ns(time.monotonic_ns()) / 1e9
         if remaining_s <= 0:
-            raise DeadlineExceeded("the deadline had passed before the store was asked")
+            raise DeadlineExceeded(f"the deadline had passed before {self._waited_for} was asked")
         if self._num_waiting >= _MAX_WAITING:
-            raise Overloaded(f"{_MAX_WAITING} requests wait for the store, which are allowed", reason="queue_full")
+            text = f"{_MAX_WAITING} requests wait for {self._waited_for}, which are allowed"
+            raise Overloaded(text, reason="queue_full")
         with self._lock:
             self._num_waiting += 1
         future = self._threads.submit(work)
@@ -42,7 +44,7 @@ class BlockingWork:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), remaining_s)
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed while the store was waited for") from None
+            raise DeadlineExceeded(f"the deadline passed while {self._waited_for} was waited for") from None
 
     def _ended(self, _: object) -> None:
         """Done, or cancelled before it began: work that has begun counts until it ends, whoever still waits."""

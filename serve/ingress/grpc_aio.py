@@ -19,13 +19,13 @@ import grpc
 from grpc import aio
 
 from serve.batching.arrival import Answer, Arrival, Route
-from serve.budgets.deadline import limited, tightest
+from serve.budgets.deadline import OTHER_BUDGET_MS, limited, tightest
 from serve.context import RequestContext, RequestIds
 from serve.errors import HeadroomError, Internal, Overloaded
 from serve.ingress.gate import Gate
 from serve.ingress.grpc_aio_stream import ScoreStream
 from serve.ingress.grpc_metadata import answer_trailing, call_context, error_trailing, timeout_ms
-from serve.ingress.grpc_methods import OTHER_BUDGET_MS, GrpcMethods, ModelKey, StreamMethod
+from serve.ingress.grpc_methods import GrpcMethods, ModelKey, StreamMethod
 from serve.ingress.ledger import Ledger, Settled
 from serve.ingress.status import grpc_status
 from serve.settings import GrpcTls, Limits
@@ -170,7 +170,7 @@ class AioGrpcListener:
     async def answer_direct(self, path: str, payload: bytes, call: Any) -> bytes:
         """A call that no pipeline answers."""
         self._ledger.opened(1)
-        context, error = self._context(call, OTHER_BUDGET_MS)
+        context, error = self._context(call, self.methods.budget_ms(path))
         body = b""
         if error is None:
             try:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from serve.batching.arrival import Route
+from serve.budgets.deadline import LOAD_BUDGET_MS, OTHER_BUDGET_MS
 from serve.context import RequestContext
 from serve.errors import HeadroomError, NotReady
 from serve.ingress.wire.infer_codecs import MODEL_INFER, model_of, unknown_model
-
-OTHER_BUDGET_MS = 60_000.0
-"""Of methods that no pipeline answers."""
 
 DirectMethod = Callable[[bytes, RequestContext], bytes | Awaitable[bytes]]
 """Answered by the listener: health, metadata, configuration, records. Raises HeadroomError."""
@@ -34,6 +32,8 @@ class GrpcMethods:
     closed: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[ModelKey, Route] = field(default_factory=dict)
     """Of `ModelInfer`, by name and version."""
+    slow: Collection[str] = ()
+    """Direct methods that load or unload."""
     no_model: Callable[[str, str], HeadroomError] = unknown_model
     """Why there is none."""
 
@@ -41,6 +41,10 @@ class GrpcMethods:
     def batched_paths(self) -> tuple[str, ...]:
         """The unary methods that have a route, or should have."""
         return (*self.batched, *self.closed, MODEL_INFER)
+
+    def budget_ms(self, path: str) -> float:
+        """Of a method that no batch answers."""
+        return LOAD_BUDGET_MS if path in self.slow else OTHER_BUDGET_MS
 
     def route(self, path: str, payload: bytes) -> Route:
         """Where a message of one of `batched_paths` goes. Raises HeadroomError."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from serve.batching.arrival import Arrival, Entrance, Route
 from serve.errors import NotReady, Overloaded
-from serve.ingress.grpc_methods import OTHER_BUDGET_MS, GrpcMethods, ModelKey
+from serve.ingress.grpc_methods import GrpcMethods, ModelKey
 from serve.ingress.ledger import Ledger
 from serve.ingress.wire.infer_codecs import MODEL_INFER
 from serve.settings import Limits
@@ -55,6 +55,7 @@ class MethodTable:
     """
 
     def __init__(self, methods: GrpcMethods) -> None:
+        self._methods = methods
         self.paths: list[str] = [_UNKNOWN]
         self.routes: list[Route | None] = [None]
         self.group_of_route: list[int] = [_OTHER_GROUP]
@@ -131,8 +132,8 @@ class MethodTable:
     def native_routes(self) -> list[NativeRoute]:
         """Group, budget, and what a full queue says."""
         routes: list[NativeRoute] = []
-        for route, group in zip(self.routes, self.group_of_route, strict=True):
-            budget_ms = OTHER_BUDGET_MS if route is None else route.budget_ms
+        for path, route, group in zip(self.paths, self.routes, self.group_of_route, strict=True):
+            budget_ms = self._methods.budget_ms(path) if route is None else route.budget_ms
             name = "calls of this kind" if route is None else f"requests of pipeline {route.pipeline}"
             text = f"{name} have filled the queue that can be answered in time; retry later"
             trailers = (

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route as StarletteRoute
 
-from serve.errors import HeadroomError, NotFound, NotReady
+from serve.context import RequestContext
+from serve.errors import HeadroomError, InvalidInput, NotFound, NotReady
 from serve.ingress.http_asgi import LABEL
 from serve.ingress.openapi import docs_page, openapi
 from serve.ingress.status import error_body, http_status
@@ -45,6 +46,10 @@ class ServerView(Protocol):
 
     def repository_index(self, *, only_ready: bool) -> Message: ...
 
+    async def load_model(self, name: str, parameters: Mapping[str, object], context: RequestContext) -> None: ...
+
+    async def unload_model(self, name: str, parameters: Mapping[str, object], context: RequestContext) -> None: ...
+
     def budgets(self) -> Json: ...
 
     def metrics_text(self, accept: str) -> tuple[bytes, str]: ...
@@ -69,6 +74,8 @@ def main_app(view: ServerView, of_pipelines: Sequence[tuple[str, str, Handler]] 
         ("GET", "/v2", _json(lambda _: as_json(view.server_metadata()))),
         ("GET", "/v2/budgets", _json(lambda _: view.budgets())),
         ("POST", "/v2/repository/index", _repository_index(view)),
+        ("POST", "/v2/repository/models/{model}/load", _control(view.load_model)),
+        ("POST", "/v2/repository/models/{model}/unload", _control(view.unload_model)),
         ("GET", "/openapi.json", _json(lambda _: openapi())),
         ("GET", "/docs", _docs),
     ]
@@ -185,17 +192,35 @@ def _unknown_model(view: ServerView) -> Handler:
 
 def _repository_index(view: ServerView) -> Handler:
     async def handler(request: Request) -> Response:
-        body = await request.body()
-        try:
-            wanted = orjson.loads(body) if body else {}
-        except orjson.JSONDecodeError:
-            wanted = None
-        if not isinstance(wanted, dict):
-            return _error_response(request, "the body is not a JSON object", 400)
+        wanted = await _json_object(request)
         index = view.repository_index(only_ready=wanted.get("ready") is True)
         return _Json(as_json(index)["models"])
 
     return handler
+
+
+def _control(carry_out: Callable[[str, Mapping[str, object], RequestContext], Awaitable[None]]) -> Handler:
+    """A load or unload; its parameters are in the body, if it has one."""
+
+    async def handler(request: Request) -> Response:
+        parameters = (await _json_object(request)).get("parameters", {})
+        if not isinstance(parameters, dict):
+            raise InvalidInput("parameters is not a JSON object", field="parameters")
+        await carry_out(request.path_params["model"], parameters, request.scope["state"]["context"])
+        return Response(b"", status_code=200)
+
+    return handler
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
+    body = await request.body()
+    try:
+        value = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidInput("the body is not a JSON object")
+    return value
 
 
 async def _docs(request: Request) -> Response:

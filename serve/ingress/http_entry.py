@@ -12,13 +12,13 @@ from urllib.parse import unquote_to_bytes
 from msgspec import Struct
 
 from serve.batching.arrival import Route
-from serve.budgets.deadline import limited, parse_timeout_ms, tightest
+from serve.budgets.deadline import LOAD_BUDGET_MS, OTHER_BUDGET_MS, limited, parse_timeout_ms, tightest
 from serve.context import Principal, RequestContext, RequestIds, TenantId, is_request_id, is_traceparent
 from serve.errors import HeadroomError
 from serve.ingress.admission import Admission
 from serve.ingress.http_request import HttpRequest, RequestHead
 
-_OTHER_BUDGET_MS = 60_000.0
+_CONTROL_PATHS = b"/v2/repository/models/"
 
 Routes = Mapping[tuple[bytes, bytes], Route]
 """(method, exact target) → route."""
@@ -42,7 +42,7 @@ def understand(head: RequestHead, routes: Routes, admission: Admission) -> Under
     route = routes.get((head.method, head.target))
     if route is None and (b"?" in head.target or b"%" in head.target):
         route = routes.get((head.method, unquote_to_bytes(head.path)))
-    budget_ms = _OTHER_BUDGET_MS if route is None else route.budget_ms
+    budget_ms = _other_budget_ms(head) if route is None else route.budget_ms
     request_id, traceparent = head.header(b"x-request-id"), head.header(b"traceparent")
     if request_id is not None and not is_request_id(request_id):
         request_id = None
@@ -55,6 +55,10 @@ def understand(head: RequestHead, routes: Routes, admission: Admission) -> Under
     except HeadroomError as error:
         return Understood(routes, route, budget_ms, request_id, traceparent, error=error)
     return Understood(routes, route, budget_ms, request_id, traceparent, who, timeout_ms)
+
+
+def _other_budget_ms(head: RequestHead) -> float:
+    return LOAD_BUDGET_MS if head.target.startswith(_CONTROL_PATHS) else OTHER_BUDGET_MS
 
 
 def context_of(request: HttpRequest, understood: Understood, ids: RequestIds) -> RequestContext:

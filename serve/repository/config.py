@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 from serve.backends.base import ModelSpec, TensorSpec
 from serve.errors import InvalidInput
 
 CONFIG_FILE = "config.pbtxt"
+_MAX_DEPTH = 32
 
 # The backend that a repository written for an old Triton names by its platform only.
 _BACKENDS = {
@@ -59,6 +60,22 @@ def read_config(model_dir: Path) -> ModelConfig:
     config = _parse(source)
     _complete(config, model_dir.name)
     _check(config, model_dir.name, source)
+    return config
+
+
+def config_of_json(text: str, name: str) -> ModelConfig:
+    """The configuration that a client gives in place of the file's. Raises InvalidInput with what is wrong."""
+    try:
+        config: ModelConfig = json_format.Parse(text, ModelConfig(), max_recursion_depth=_MAX_DEPTH)
+    except (json_format.ParseError, RecursionError) as error:
+        raise InvalidInput(f"config is not a model configuration: {str(error)[:300]}", field="config") from None
+    return completed(config, name)
+
+
+def completed(config: ModelConfig, name: str) -> ModelConfig:
+    """A configuration that is no file's, checked and completed as one is. Raises InvalidInput."""
+    _complete(config, name)
+    _check(config, name, _Source("config", ""))
     return config
 
 

@@ -16,7 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serve.backends.base import Model, ModelSpec
 from serve.errors import HeadroomError, InvalidInput
-from serve.repository.config import read_config, read_labels, spec_of, version_plan
+from serve.repository.config import completed, read_config, read_labels, spec_of, version_plan
 
 Progress = Callable[[str], None]
 Loader = Callable[[Path, ModelConfig, ModelSpec, Progress], Model]
@@ -41,15 +41,21 @@ class LoadedModel:
 
 
 def load_model(
-    root: Path, name: str, loaders: Mapping[str, Loader], progress: Progress, *, stops_at_failure: bool
+    root: Path,
+    name: str,
+    loaders: Mapping[str, Loader],
+    progress: Progress,
+    *,
+    config: ModelConfig | None = None,
+    stops_at_failure: bool,
 ) -> LoadedModel:
     """Loads versions until as many are ready as the policy wants: an older one stands in for one that fails, unless
-    `stops_at_failure`. Folders that lead out of `root` are refused.
+    `stops_at_failure`. `config` takes the place of the folder's. Folders that lead out of `root` are refused.
     """
     try:
         model_dir = root / name
         _check_inside(root, model_dir)
-        config = read_config(model_dir)
+        config = read_config(model_dir) if config is None else completed(config, name)
         labels = read_labels(config, model_dir)
         loader = _loader(config, loaders)
         plan = version_plan(config, _version_numbers(model_dir))

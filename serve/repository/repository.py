@@ -1,13 +1,14 @@
 """The models that serve: which versions of which model are ready, and why the others are not.
 
 A folder in Triton's layout and one loader per backend enter; loaded `Model`s and their states leave. Called by the
-ingress at start (`load_all`), per request (`model`) and for every load or unload (`reload`).
+ingress at start (`load_all`) and for every load or unload.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,20 +26,20 @@ _MAX_VERSION_DIGITS = 18
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """One row of the repository's index. `version` is empty for a model without any; `reason` may stand beside READY
-    too, when a later load failed and this version went on serving.
+    """One row of the repository's index. `version` is empty for a model without any, `state` too for one that was never
+    loaded; `reason` may stand beside READY too, when a later load failed and this version went on serving.
     """
 
     name: str
     version: str
-    state: Literal["READY", "UNAVAILABLE"]
+    state: Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING", ""]
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What a load did. `reason` is empty when everything asked for is ready; `retired` instances get no new requests:
-    the caller closes them when the last batch that uses them has ended.
+    """What a load or unload did. `reason` is empty when everything asked for is ready; `retired` instances get no new
+    requests: the caller closes them when the last batch that uses them has ended.
     """
 
     name: str
@@ -55,32 +56,46 @@ class Repository:
         self._root = root.resolve()
         self._loaders = loaders
         self._models: Mapping[str, LoadedModel] = {}
+        self._busy: Mapping[str, Literal["LOADING", "UNLOADING"]] = {}
         self._load_lock = threading.Lock()
 
-    def load_all(self, progress: Progress) -> None:
-        """Loads every model of the folder. A model that fails keeps its reason and never stops the others.
-
-        Raises InvalidInput when there is no such folder.
-        """
+    def names(self) -> list[str]:
+        """Every model of the folder. Raises InvalidInput when there is no such folder."""
         if not self._root.is_dir():
             raise InvalidInput(f"model repository is {str(self._root)!r}; allowed a folder that exists")
-        names = sorted(path.name for path in self._root.iterdir() if self._is_model(path.name))
+        return sorted(path.name for path in self._root.iterdir() if self._is_model(path.name))
+
+    def folder(self, name: str) -> Path:
+        """Where a model is."""
+        return self._root / name
+
+    def load_all(self, progress: Progress, only: Collection[str] | None = None) -> None:
+        """Loads every model of the folder, or those named. One that fails keeps its reason and never stops the others.
+
+        Raises InvalidInput when there is no such folder, or no such model in it.
+        """
+        names = self.names()
+        if only is not None:
+            if missing := sorted(set(only) - set(names)):
+                raise InvalidInput(f"model repository has no model {missing[0][:128]!r}; allowed: {', '.join(names)}")
+            names = [name for name in names if name in only]
         for index, name in enumerate(names, start=1):
             progress(f"loading model {index} of {len(names)}: {name}")
-            self.reload(name, progress)
+            self.load(name, progress=progress)
 
-    def reload(self, name: str, progress: Progress = lambda line: None) -> LoadResult:
+    def load(self, name: str, config: ModelConfig | None = None, progress: Progress = lambda line: None) -> LoadResult:
         """Loads a model from its folder beside the instances that serve, and swaps only when all of it succeeded; what
-        serves is otherwise left as it is. Where nothing serves, an older version stands in for one that fails.
+        serves is otherwise left as it is. Where nothing serves, an older version stands in for one that fails. `config`
+        takes the place of the folder's.
 
         Raises NotFound for a name that is no model of the folder; a failed load is a result, not an error.
         """
         if not self._is_model(name):
             raise NotFound(f"failed to load {name[:128]!r}: the repository has no such model")
-        with self._load_lock:
+        with self._load_lock, self._being(name, "LOADING"):
             serving = self._models.get(name, LoadedModel())
             is_serving = bool(serving.versions)
-            loaded = load_model(self._root, name, self._loaders, progress, stops_at_failure=is_serving)
+            loaded = load_model(self._root, name, self._loaders, progress, config=config, stops_at_failure=is_serving)
             problem = loaded.problem()
             if problem and is_serving:
                 for model in loaded.versions.values():
@@ -89,6 +104,14 @@ class Repository:
                 return LoadResult(name, problem, retired=())
             self._put(name, loaded)
             return LoadResult(name, problem, retired=tuple(serving.versions.values()))
+
+    def unload(self, name: str) -> LoadResult:
+        """Takes a model out of service. Raises NotFound for one that was never loaded."""
+        with self._load_lock, self._being(name, "UNLOADING"):
+            serving = self._loaded(name)
+            reasons = dict.fromkeys(serving.versions, "unloaded")
+            self._put(name, LoadedModel(serving.config, serving.labels, reasons=reasons, reason="unloaded"))
+            return LoadResult(name, "", retired=tuple(serving.versions.values()))
 
     def model(self, name: str, version: str = "") -> Model:
         """The model of that version, or of the newest ready one. Raises NotFound, NotReady with the reason, and
@@ -129,9 +152,19 @@ class Repository:
             return False
         return True
 
+    def loaded(self, name: str) -> Mapping[int, Model]:
+        """The ready versions of a model; none where there is no such model."""
+        return self._models.get(name, LoadedModel()).versions
+
     def states(self) -> list[ModelState]:
         """Every model and version the repository knows, by name and version, with the reason of what failed."""
-        return [state for name, loaded in sorted(self._models.items()) for state in _states(name, loaded)]
+        models, busy = self._models, self._busy
+        try:
+            never_loaded = {name: LoadedModel() for name in self.names() if name not in models}
+        except (HeadroomError, OSError):
+            never_loaded = {}
+        known = sorted({**never_loaded, **models}.items())
+        return [state for name, loaded in known for state in _states(name, loaded, busy.get(name))]
 
     def close(self) -> None:
         """Closes every loaded model; no request may be running."""
@@ -140,6 +173,14 @@ class Repository:
         for loaded in models.values():
             for model in loaded.versions.values():
                 close_model(model)
+
+    @contextmanager
+    def _being(self, name: str, state: Literal["LOADING", "UNLOADING"]) -> Iterator[None]:
+        self._busy = {name: state}
+        try:
+            yield
+        finally:
+            self._busy = {}
 
     def _put(self, name: str, loaded: LoadedModel) -> None:
         self._models = {**self._models, name: loaded}
@@ -165,10 +206,11 @@ def _version_number(version: str) -> int:
     return int(version)
 
 
-def _states(name: str, loaded: LoadedModel) -> Iterator[ModelState]:
+def _states(name: str, loaded: LoadedModel, busy: Literal["LOADING", "UNLOADING"] | None) -> Iterator[ModelState]:
     known = sorted({*loaded.versions, *loaded.reasons})
     if not known:
-        yield ModelState(name, "", "UNAVAILABLE", loaded.reason)
+        yield ModelState(name, "", busy or ("UNAVAILABLE" if loaded.reason else ""), loaded.reason)
     for version in known:
-        state: Literal["READY", "UNAVAILABLE"] = "READY" if version in loaded.versions else "UNAVAILABLE"
-        yield ModelState(name, str(version), state, loaded.reasons.get(version, loaded.reason))
+        is_ready = version in loaded.versions and busy != "UNLOADING"
+        reason = "" if busy and not is_ready else loaded.reasons.get(version, loaded.reason)
+        yield ModelState(name, str(version), "READY" if is_ready else busy or "UNAVAILABLE", reason)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +14,7 @@ import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
 import xgboost
+from oip_caller import CLIENTS, Caller, calling
 from server import ROOT, Server
 from transactions import new_id, transaction
 from tritonclient.utils import InferenceServerException
@@ -29,51 +26,10 @@ NUM_FEATURES = 30
 MODEL_FILE = ROOT / "model_repository" / MODEL / "1" / "xgboost.ubj"
 
 
-@dataclass
-class Caller:
-    """One of the four clients behind one blocking way to call it."""
-
-    name: str
-    types: ModuleType
-    client: Any
-    run: Callable[[Awaitable[Any]], Any]
-
-    @property
-    def is_http(self) -> bool:
-        return self.name.startswith("http")
-
-    def __call__(self, method: str, *args: Any, **options: Any) -> Any:
-        result = getattr(self.client, method)(*args, **options)
-        return self.run(result) if inspect.isawaitable(result) else result
-
-    def json(self, method: str, *args: Any) -> Any:
-        """Metadata in one form: gRPC clients give messages unless told otherwise."""
-        return self(method, *args) if self.is_http else self(method, *args, as_json=True)
-
-    def input(self, name: str, values: np.ndarray[Any, Any], datatype: str) -> Any:
-        tensor = self.types.InferInput(name, list(values.shape), datatype)
-        tensor.set_data_from_numpy(values)
-        return tensor
-
-
-@pytest.fixture(params=["http", "grpc", "http.aio", "grpc.aio"])
-def caller(request: pytest.FixtureRequest, server: Server) -> Any:
-    address = server.url.removeprefix("http://") if request.param.startswith("http") else server.grpc
-    types = {"h": tritonclient.http, "g": tritonclient.grpc}[request.param[0]]
-    module = {"http.aio": tritonclient.http.aio, "grpc.aio": tritonclient.grpc.aio}.get(request.param, types)
-    with asyncio.Runner() as runner:
-
-        async def opened() -> Any:
-            return module.InferenceServerClient(address)
-
-        client = runner.run(opened())
-        made = Caller(request.param, types, client, lambda awaitable: runner.run(_as_coroutine(awaitable)))
+@pytest.fixture(params=CLIENTS)
+def caller(request: pytest.FixtureRequest, server: Server) -> Iterator[Caller]:
+    with calling(server, request.param) as made:
         yield made
-        made("close")
-
-
-async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
 
 
 @cache

@@ -5,7 +5,7 @@ One stage, `infer`. Requests whose tensors cannot be joined (a model without a b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -19,16 +19,16 @@ STAGES = ("infer",)
 
 
 class InferFlow:
-    """Implements `Flow`. `model_of` is asked once per batch, so a version swapped meanwhile serves the next one."""
+    """Implements `Flow`."""
 
-    def __init__(self, model_of: Callable[[], Model], labels: Mapping[str, Sequence[str]]) -> None:
-        self._model_of = model_of
+    def __init__(self, model: Model, labels: Mapping[str, Sequence[str]]) -> None:
+        self._model = model
         self._labels = labels
 
     def run(self, items: Sequence[InferRequest], batch: Batch) -> Sequence[Outcome[Inferred]]:
         """One answer per request, in order."""
         batch.timings.start()
-        model = self._model_of()
+        model = self._model
         if model.spec.max_batch_size > 0:
             outputs = _run_together(model, items)
         else:

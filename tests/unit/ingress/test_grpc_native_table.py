@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from serve.batching.arrival import Route
-from serve.ingress.grpc_methods import OTHER_BUDGET_MS, GrpcMethods
+from serve.budgets.deadline import OTHER_BUDGET_MS
+from serve.ingress.grpc_methods import GrpcMethods
 from serve.ingress.grpc_native_table import MethodTable
 from serve.ingress.wire.infer_codecs import MODEL_INFER
 from serve.settings import Limits

@@ -195,7 +195,7 @@ def test_unknown_models_and_versions_are_not_found(tmp_path: Path) -> None:
         with pytest.raises(NotFound, match="Request for unknown model"):
             repository.model(name)
         with pytest.raises(NotFound):
-            repository.reload(name)
+            repository.load(name)
         assert not repository.is_ready(name)
     with pytest.raises(NotFound, match="'m' version 2 is not found"):
         repository.model("m", "2")
@@ -224,11 +224,11 @@ def test_links_lead_nowhere_out_of_the_repository(tmp_path: Path) -> None:
     assert "secret" not in [made.text for made in loader.made]
 
 
-def test_a_reload_swaps_and_gives_back_what_it_replaced(tmp_path: Path) -> None:
+def test_a_load_swaps_and_gives_back_what_it_replaced(tmp_path: Path) -> None:
     put(tmp_path, "m", v1="a")
     repository, loader = loaded(tmp_path)
     put(tmp_path, "m", v2="b")
-    result = repository.reload("m")
+    result = repository.load("m")
     assert (result.name, result.reason) == ("m", "")
     assert result.retired == (loader.made[0],)
     assert not loader.made[0].is_closed  # a batch may still use it
@@ -237,7 +237,7 @@ def test_a_reload_swaps_and_gives_back_what_it_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["file", "config", "no version", "new version", "backend"])
-def test_a_failing_reload_leaves_the_serving_version_as_it_is(tmp_path: Path, damage: str) -> None:
+def test_a_failing_load_leaves_the_serving_version_as_it_is(tmp_path: Path, damage: str) -> None:
     put(tmp_path, "m", v1="good")
     repository, loader = loaded(tmp_path)
     serving = repository.model("m")
@@ -251,7 +251,7 @@ def test_a_failing_reload_leaves_the_serving_version_as_it_is(tmp_path: Path, da
         (tmp_path / "m" / "1").rename(tmp_path / "m" / "first")
     else:
         put(tmp_path, "m", v2="broken")
-    result = repository.reload("m")
+    result = repository.load("m")
     assert result.reason
     assert result.retired == ()
     assert repository.model("m") is serving
@@ -262,21 +262,21 @@ def test_a_failing_reload_leaves_the_serving_version_as_it_is(tmp_path: Path, da
     assert repository.config("m").backend == "echo"
 
 
-def test_a_reload_that_fails_half_way_closes_what_it_had_loaded(tmp_path: Path) -> None:
+def test_a_load_that_fails_half_way_closes_what_it_had_loaded(tmp_path: Path) -> None:
     both = CONFIG + "version_policy { all { } }"
     put(tmp_path, "m", both, v1="a", v2="b")
     repository, loader = loaded(tmp_path)
     put(tmp_path, "m", both, v1="broken")
-    assert repository.reload("m").reason == "version 1: ValueError: broken model file"
+    assert repository.load("m").reason == "version 1: ValueError: broken model file"
     assert [(made.spec.version, made.is_closed) for made in loader.made] == [("2", False), ("1", False), ("2", True)]
     assert repository.versions("m") == ("1", "2")
 
 
-def test_a_good_reload_clears_the_reason(tmp_path: Path) -> None:
+def test_a_good_load_clears_the_reason(tmp_path: Path) -> None:
     put(tmp_path, "m", v1="good", v2="broken")
     repository, _ = loaded(tmp_path)
     put(tmp_path, "m", v2="mended")
-    assert repository.reload("m").reason == ""
+    assert repository.load("m").reason == ""
     assert repository.states() == [ModelState("m", "2", "READY", "")]
 
 
@@ -294,7 +294,7 @@ def test_readers_go_on_while_a_load_is_running(tmp_path: Path) -> None:
     repository = Repository(tmp_path, loaders)
     repository.load_all(lambda line: None)
     loaders["echo"] = slow  # type: ignore[assignment]
-    thread = threading.Thread(target=repository.reload, args=("m",))
+    thread = threading.Thread(target=repository.load, args=("m",))
     thread.start()
     assert has_started.wait(10)
     assert repository.model("m") is echo.made[0]
@@ -311,3 +311,65 @@ def test_close_closes_every_model_even_when_one_will_not(tmp_path: Path) -> None
     repository.close()
     assert [made.is_closed for made in loader.made] == [True, True]
     assert not repository.is_ready("b")
+
+
+def test_an_unloaded_model_is_not_ready_says_so_and_can_be_loaded_again(tmp_path: Path) -> None:
+    put(tmp_path, "m", CONFIG + "version_policy { all { } }", v1="a", v2="b")
+    repository, loader = loaded(tmp_path)
+    result = repository.unload("m")
+    assert set(result.retired) == set(loader.made)
+    assert not any(made.is_closed for made in loader.made)  # a batch may still use them
+    assert repository.loaded("m") == {}
+    assert [(s.version, s.state, s.reason) for s in repository.states()] == [
+        ("1", "UNAVAILABLE", "unloaded"), ("2", "UNAVAILABLE", "unloaded"),
+    ]  # fmt: skip
+    with pytest.raises(NotReady, match="no available versions: unloaded"):
+        repository.model("m")
+    assert repository.load("m").reason == ""
+    assert repository.versions("m") == ("1", "2")
+    with pytest.raises(NotFound):
+        repository.unload("none")
+
+
+def test_only_the_models_named_are_loaded_and_the_index_has_the_others_without_a_state(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        put(tmp_path, name, v1="x")
+    repository = Repository(tmp_path, {"echo": EchoLoader()})
+    repository.load_all(lambda line: None, {"b"})
+    assert repository.states() == [ModelState("a", "", "", ""), ModelState("b", "1", "READY", "")]
+    with pytest.raises(NotFound):
+        repository.model("a")
+    with pytest.raises(InvalidInput, match="no model 'c'; allowed: a, b"):
+        repository.load_all(lambda line: None, {"b", "c"})
+
+
+def test_a_configuration_given_with_a_load_takes_the_files_place_until_the_next_load(tmp_path: Path) -> None:
+    put(tmp_path, "m", v1="x")
+    repository, _ = loaded(tmp_path)
+    config = repository.config("m")
+    given = ModelConfig()
+    given.CopyFrom(config)
+    given.max_batch_size = 7
+    assert repository.load("m", given).reason == ""
+    assert repository.model("m").spec.max_batch_size == 7
+    given.backend = "none"
+    assert "backend is 'none'" in repository.load("m", given).reason
+    assert repository.model("m").spec.max_batch_size == 7
+    repository.load("m")
+    assert repository.model("m").spec.max_batch_size == config.max_batch_size
+
+
+def test_what_is_being_loaded_or_unloaded_is_shown_as_such(tmp_path: Path) -> None:
+    put(tmp_path, "m", v1="x")
+    shown: list[list[ModelState]] = []
+    echo = EchoLoader()
+
+    def showing(folder: Path, config: ModelConfig, spec: ModelSpec, progress: Progress) -> Model:
+        shown.append(repository.states())
+        return echo(folder, config, spec, progress)
+
+    repository = Repository(tmp_path, {"echo": showing})
+    repository.load("m")
+    assert shown == [[ModelState("m", "", "LOADING", "")]]
+    repository.load("m")
+    assert shown[1] == [ModelState("m", "1", "READY", "")]  # what serves goes on

@@ -41,7 +41,7 @@ def request(rows: int, width: int = 2, first: float = 0.0) -> InferRequest:
 
 def run(model: DoublingModel, *requests: InferRequest) -> list[Inferred]:
     batch = Batch(0, "", 2**62, Timings())
-    answers = list(InferFlow(lambda: model, {"y": ["a"]}).run(requests, batch))
+    answers = list(InferFlow(model, {"y": ["a"]}).run(requests, batch))
     assert tuple(batch.timings.stages_ns) == STAGES
     return answers
 
@@ -96,19 +96,6 @@ def test_the_answer_names_the_version_that_gave_it_and_its_labels():
     [answer] = run(DoublingModel(version="7"), request(1))
     assert (answer.response.model_name, answer.response.model_version) == ("double", "7")
     assert answer.response.labels == {"y": ["a"]}
-
-
-def test_the_model_is_asked_for_once_per_batch():
-    asked: list[DoublingModel] = []
-
-    def model_of() -> DoublingModel:
-        asked.append(DoublingModel(version=str(len(asked))))
-        return asked[-1]
-
-    flow = InferFlow(model_of, {})
-    for version in ("0", "1"):
-        answers = flow.run([request(1), request(1)], Batch(0, "", 2**62, Timings()))
-        assert {answer.response.model_version for answer in answers} == {version}
 
 
 def test_a_model_that_fails_fails_the_call_so_that_the_runner_can_find_who_is_to_blame():
