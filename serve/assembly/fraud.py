@@ -21,6 +21,7 @@ from serve.assembly.fraud_watch import FraudWatch
 from serve.assembly.stores import Store, feast_source, feature_store
 from serve.backends.base import Scores
 from serve.backends.stacked import StackedModel
+from serve.batching.accounts import BatchAccounts
 from serve.batching.arrival import Route
 from serve.batching.collector import Collector
 from serve.batching.runner import Runner
@@ -38,6 +39,7 @@ from serve.ingress.wire.fraud_oip import FraudEndpoint
 from serve.observability.audit import AuditLog
 from serve.observability.drift import Drift, read_reference
 from serve.observability.metrics import Metrics
+from serve.observability.model_statistics import ModelStatistics
 from serve.pipelines.fraud.flow import FraudFlow
 from serve.pipelines.fraud.policy import read_policy
 from serve.pipelines.fraud.recording import Recording
@@ -157,6 +159,7 @@ def fraud_pipeline(
         collector, flow, ladder, recorder,
         max_batch_items=published.max_batch_items, max_batches_in_flight=published.max_batches_in_flight,
         waits_elsewhere=source is not None or isinstance(store, RedisStore),
+        accounts=_accounts(metrics, model),
     )  # fmt: skip
     records = FraudRecords(store, scorer, metrics.fraud(), partial(_asked, audit))
     maker = RouteMaker("fraud", runner, published.budget_ms, recorder)
@@ -173,6 +176,13 @@ def fraud_pipeline(
     )  # fmt: skip
     parts = _Parts(flow, store, source, collector, watch, audit, blocking)
     return FraudPipeline(service, parts, metrics, published.max_batch_items)
+
+
+def _accounts(metrics: Metrics, model: StackedModel) -> BatchAccounts:
+    """The pipeline's statistics, and its model's."""
+    version = model.spec.version
+    own = metrics.recorder(ModelStatistics, "fraud", version)
+    return BatchAccounts(own, {"score": metrics.recorder(ModelStatistics, MODEL, version)})
 
 
 def _http_routes(maker: RouteMaker) -> dict[HttpKey, Route]:

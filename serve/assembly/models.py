@@ -20,6 +20,7 @@ from serve.assembly.endpoints import (
     unversioned_infer,
 )
 from serve.backends.base import Model
+from serve.batching.accounts import BatchAccounts
 from serve.batching.arrival import Route
 from serve.batching.collector import Collector
 from serve.batching.runner import Runner
@@ -28,6 +29,7 @@ from serve.errors import InvalidInput
 from serve.ingress.grpc_methods import ModelKey
 from serve.ingress.wire.infer_codecs import ModelEndpoint
 from serve.observability.metrics import Metrics
+from serve.observability.model_statistics import ModelStatistics
 from serve.pipelines.infer.flow import STAGES, InferFlow
 from serve.repository.config import config_of_json
 from serve.repository.loading import Progress, close_model
@@ -157,6 +159,7 @@ class ModelServices:
         runner = Runner(
             collector, InferFlow(model, self._repository.labels(name)), Ladder((Rung("", 1.0),)), recorder,
             max_batch_items=min(_MAX_REQUESTS_TOGETHER, max(1, spec.max_batch_size)),
+            accounts=BatchAccounts(self._metrics.recorder(ModelStatistics, name, spec.version)),
         )  # fmt: skip
         maker = RouteMaker(name, runner, published.budget_ms, recorder)
         http, infer = maker.infer(ModelEndpoint(spec), self._settings.limits.max_body_bytes)

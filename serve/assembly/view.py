@@ -15,13 +15,17 @@ from serve.errors import InvalidInput, NotFound, NotReady
 from serve.ingress.grpc_methods import DirectMethod
 from serve.ingress.wire.infer_codecs import unknown_model
 from serve.ingress.wire.oip_models import model_config, model_metadata
+from serve.ingress.wire.oip_statistics import model_statistics
 from serve.observability.budget_report import budget_report
 from serve.observability.exposition import render
 from serve.observability.metrics import Metrics
+from serve.observability.model_statistics import version_times
 from serve.repository.repository import Repository
 from serve.version import VERSION
 
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters")
+EXTENSIONS = (
+    "binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "statistics",
+)  # fmt: skip
 SERVER_NAME = "headroom"
 OIP_SERVICE = "inference.GRPCInferenceService"
 
@@ -97,6 +101,19 @@ class View:
         for pipeline in self._pipelines.values():
             index.models.add(name=pipeline.name, version=pipeline.spec.version, state="READY")
         return index
+
+    def model_statistics(self, name: str, version: str) -> Any:
+        """Cumulative counts and times of every version that serves, or of those asked for. Raises NotFound."""
+        wanted: list[tuple[str, str]] = []
+        if not name:
+            wanted = [(s.name, s.version) for s in self._repository.states() if s.state == "READY"]
+            wanted += [(pipeline.name, pipeline.spec.version) for pipeline in self._pipelines.values()]
+        elif (pipeline := self._pipeline(name, version)) is not None:
+            wanted = [(name, pipeline.spec.version)]
+        else:
+            newest = self._repository.model(name, version).spec.version
+            wanted = [(name, newest)] if version else [(name, each) for each in self._repository.versions(name)]
+        return model_statistics(version_times(self._metrics.snapshot(), wanted))
 
     async def load_model(self, name: str, parameters: Parameters, context: RequestContext) -> None:
         """Loads a model on every replica. Raises HeadroomError."""
@@ -188,6 +205,7 @@ def direct_methods(view: View) -> dict[str, DirectMethod]:
             pb.ModelConfigRequest,
             lambda m: pb.ModelConfigResponse(config=view.model_config(m.name, m.version)),
         ),
+        "ModelStatistics": (pb.ModelStatisticsRequest, lambda m: view.model_statistics(m.name, m.version)),
         "RepositoryIndex": (pb.RepositoryIndexRequest, lambda m: view.repository_index(only_ready=m.ready)),
     }
     return {f"/{OIP_SERVICE}/{name}": _direct(kind, answer) for name, (kind, answer) in answers.items()}

@@ -13,9 +13,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from serve.batching.accounts import BatchAccounts
 from serve.batching.arrival import Answer, Arrival, Decoded, Listener
 from serve.batching.collector import Collector
 from serve.batching.forming import Formed, form
@@ -38,6 +39,8 @@ class Batch:
     deadline_ns: int
     """The tightest among the members."""
     timings: Timings
+    runs: list[int] = field(default_factory=list)
+    """Rows of each run of a model, from a flow that may need several."""
 
 
 class Flow(Protocol):
@@ -78,6 +81,7 @@ class Runner:
         max_batch_items: int,
         max_batches_in_flight: int = 1,
         waits_elsewhere: bool = False,
+        accounts: BatchAccounts | None = None,
     ) -> None:
         """`waits_elsewhere`: the flow waits for a network, which no listener's thread should."""
         self.collector = collector
@@ -85,6 +89,7 @@ class Runner:
         self._flow = flow
         self._ladder = ladder
         self._metrics = metrics
+        self._accounts = accounts
         self._ns_per_item = 0.0
         """What an item costs while others wait, with all that a listener reads and refuses in between."""
         self._kept_waiting_ns = 0
@@ -258,6 +263,8 @@ class Runner:
         _reply(answers)
         for stage, duration_ns in timings.stages_ns.items():
             self._metrics.observe_stage(stage, duration_ns, len(items))
+        if self._accounts is not None:
+            self._accounts.observe(answers, timings.stages_ns, batch.runs, len(items), time.monotonic_ns())
         return bool(items)
 
 

@@ -44,6 +44,8 @@ class ServerView(Protocol):
 
     def check_model_ready(self, name: str, version: str) -> None: ...
 
+    def model_statistics(self, name: str, version: str) -> Message: ...
+
     def repository_index(self, *, only_ready: bool) -> Message: ...
 
     async def load_model(self, name: str, parameters: Mapping[str, object], context: RequestContext) -> None: ...
@@ -79,8 +81,10 @@ def main_app(view: ServerView, of_pipelines: Sequence[tuple[str, str, Handler]] 
         ("GET", "/openapi.json", _json(lambda _: openapi())),
         ("GET", "/docs", _docs),
     ]
+    handlers.append(("GET", "/v2/models/stats", _json(lambda _: as_json(view.model_statistics("", "")))))
     for base in (model, version):
         handlers += [
+            ("GET", base + "/stats", _json(lambda request: as_json(view.model_statistics(*_model_of(request))))),
             ("GET", base, _json(lambda request: as_json(view.model_metadata(*_model_of(request))))),
             ("GET", base + "/config", _json(lambda request: as_json(view.model_config(*_model_of(request))))),
             ("GET", base + "/ready", _model_ready(view)),

@@ -19,12 +19,16 @@ class Family:
     help: str
     bounds: tuple[float, ...] = ()
     published: tuple[float, ...] = ()
+    num_counts: int = 1
+    """Of a tally."""
 
     @property
     def num_slots(self) -> int:
         """Slots of one series: a histogram's are its sum, then a count per bucket, the last one above all bounds."""
         if self.kind is Kind.WINDOW:
             return WINDOW_SLOTS
+        if self.kind is Kind.TALLY:
+            return self.num_counts
         return 2 + len(self.bounds) if self.kind is Kind.HISTOGRAM else 1
 
     def series(self, *labels: str) -> Series:
@@ -41,6 +45,27 @@ TOTAL: Final = "total"
 """Value of the `stage` label for a pipeline's whole budget; no stage may be called so."""
 
 _PIPELINE, _STAGE = ("pipeline",), ("pipeline", "stage")
+
+MODEL_TIMES: Final = Family(
+    "headroom_model_times",
+    Kind.TALLY,
+    ("model", "version"),
+    "What `ModelStatistics` says: inferences, executions, then count and nanoseconds of each duration.",
+    num_counts=14,
+)
+MODEL_BATCHES: Final = Family(
+    "headroom_model_batches",
+    Kind.TALLY,
+    ("model", "version", "batch_size"),
+    "Executions of a batch size, and nanoseconds of its input, inference and output.",
+    num_counts=4,
+)
+LAST_INFERENCE: Final = Family(
+    "headroom_model_last_inference_ms",
+    Kind.GAUGE_MAX,
+    ("model", "version"),
+    "When a model last answered, in Unix time.",
+)
 
 REQUESTS: Final = Family(
     "headroom_requests_total",

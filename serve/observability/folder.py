@@ -196,6 +196,8 @@ def _merge_slots(kind: Kind, mine: Slots, other: Slots) -> Slots:
             return (mine.view(np.float64) + other.view(np.float64)).view(np.int64)
         case Kind.GAUGE_MAX:
             return np.fmax(mine.view(np.float64), other.view(np.float64)).view(np.int64)
+        case Kind.TALLY:
+            return mine + other
         case Kind.HISTOGRAM:
             merged = mine + other
             merged.view(np.float64)[0] = mine.view(np.float64)[0] + other.view(np.float64)[0]

@@ -13,7 +13,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Concatenate, Final, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -56,6 +56,8 @@ METRICS_FOLDER: Final = "metrics"
 """Folder of the metrics files within a run folder."""
 
 Clock = Callable[[], int]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Recorder:
@@ -237,6 +239,10 @@ class Metrics(Recorder):
             pipeline = self._pipelines[name]
         pipeline.publish_budgets(budget_ms, stage_budgets_ms)
         return pipeline
+
+    def recorder(self, make: Callable[Concatenate[MetricsFile, Clock, P], R], *args: P.args, **options: P.kwargs) -> R:
+        """A recorder of another kind, which keeps its values in this process's file."""
+        return make(self._file, self._clock_ns, *args, **options)
 
     def fraud(self) -> FraudMetrics:
         """The recorder of what the fraud pipeline watches beside its budget."""

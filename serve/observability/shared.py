@@ -55,6 +55,7 @@ class Kind(StrEnum):
     GAUGE_SUM = "gauge_sum"
     GAUGE_MAX = "gauge_max"
     HISTOGRAM = "histogram"
+    TALLY = "tally"
     WINDOW = "window"
     FOLDED = "folded"
 

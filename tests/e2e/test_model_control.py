@@ -190,6 +190,42 @@ def test_a_load_may_bring_its_configuration(server: Server, caller: Caller) -> N
     caller("unload_model", "second")
 
 
+def statistics(caller: Caller, name: str, version: str = "") -> dict[str, Any]:
+    (found,) = caller.json("get_inference_statistics", name, version)["model_stats"]
+    return found
+
+
+def counts(found: dict[str, Any]) -> dict[str, int]:
+    """By duration, and of inferences and executions; protobuf's JSON has 64-bit numbers as text, and leaves zeros out."""
+    stats = found["inference_stats"]
+    names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+    durations = {name: int(stats[name].get("count", 0)) for name in names}
+    return durations | {name: int(found.get(name, 0)) for name in ("inference_count", "execution_count")}
+
+
+def test_statistics_count_what_both_replicas_have_answered(server: Server, caller: Caller) -> None:
+    before = counts(statistics(caller, "first"))
+    rows = caller.input("x", np.repeat(ROW, 3, axis=0), "FP32")
+    for _ in range(5):
+        caller("infer", "first", [rows])
+    answers_of_all(server, "first")  # one row each
+    with pytest.raises(InferenceServerException):
+        caller("infer", "first", [caller.input("x", np.zeros((9, 2), np.float32), "FP32")])  # more than a batch
+    found = statistics(caller, "first", "1")
+    grown = {name: n - before[name] for name, n in counts(found).items()}
+    num_requests = 5 + 2 * NUM_CONNECTIONS
+    answered = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    assert {name: grown[name] for name in answered} == dict.fromkeys(answered, num_requests)
+    assert (grown["fail"], grown["cache_hit"]) == (1, 0)
+    assert grown["inference_count"] == 5 * 3 + 2 * NUM_CONNECTIONS
+    assert grown["execution_count"] == num_requests  # one after the other: none was joined
+    assert {"1", "3"} <= {str(one["batch_size"]) for one in found["batch_stats"]}
+    assert int(found["last_inference"]) > 1_700_000_000_000
+    assert {one["name"] for one in caller.json("get_inference_statistics")["model_stats"]} == {"first"}
+    with pytest.raises(InferenceServerException, match="unknown model"):
+        statistics(caller, "none")
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -30,9 +30,10 @@ class InferFlow:
         batch.timings.start()
         model = self._model
         if model.spec.max_batch_size > 0:
-            outputs = _run_together(model, items)
+            outputs = _run_together(model, items, batch.runs)
         else:
             outputs = [model.infer(item.inputs) for item in items]
+            batch.runs.extend([1] * len(items))
         batch.timings.end("infer")
         name, version = model.spec.name, model.spec.version
         return [
@@ -41,9 +42,10 @@ class InferFlow:
         ]
 
 
-def _run_together(model: Model, items: Sequence[InferRequest]) -> list[Mapping[str, Tensor]]:
+def _run_together(model: Model, items: Sequence[InferRequest], runs: list[int]) -> list[Mapping[str, Tensor]]:
     outputs: dict[int, Mapping[str, Tensor]] = {}
     for group in _joinable(items, model.spec.max_batch_size):
+        runs.append(sum([items[i].batch_size or 0 for i in group]))
         for i, out in zip(group, _run_group(model, [items[i] for i in group]), strict=True):
             outputs[i] = out
     return [outputs[i] for i in range(len(items))]
