@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from serve.backends.base import Model
+from serve.backends.onnx import load_onnx
 from serve.backends.stacked import load_stacked
 from serve.backends.trees import load_trees
 from serve.repository.cache import ArtefactCache
@@ -20,4 +21,4 @@ def model_loaders(cache_dir: Path) -> Mapping[str, Loader]:
     cache = ArtefactCache(cache_dir / "models", MAX_CACHE_BYTES)
     trees: Callable[..., Model] = partial(load_trees, cache=cache)
     stacked: Callable[..., Model] = partial(load_stacked, cache=cache)
-    return {"fil": trees, "stacked": stacked}
+    return {"fil": trees, "onnxruntime": load_onnx, "stacked": stacked}

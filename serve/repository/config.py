@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format, text_format
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 
 from serve.backends.base import ModelSpec, TensorSpec
 from serve.errors import InvalidInput
@@ -27,6 +27,12 @@ _BACKENDS = {
     "onnxruntime_onnx": "onnxruntime",
     "pytorch_libtorch": "pytorch",
     "tensorrt_plan": "tensorrt",
+}
+
+
+# What a version's folder holds for a backend that is told nothing else; a model without a configuration is known by it.
+_DEFAULT_FILES = {
+    "model.onnx": "onnxruntime",
 }
 
 
@@ -53,14 +59,38 @@ class _Source:
 
 
 def read_config(model_dir: Path) -> ModelConfig:
-    """The configuration in `model_dir`, with what Triton fills in filled in: name, backend, version policy (the latest
-    one), one instance. Raises InvalidInput naming file and line.
+    """The configuration in `model_dir`, with what Triton fills in filled in: name, backend (by the model's file, where
+    there is no configuration at all), version policy (the latest one), one instance. Raises InvalidInput naming file and
+    line.
     """
+    if not (model_dir / CONFIG_FILE).exists() and (backend := _backend_by_files(model_dir)) is not None:
+        return completed(ModelConfig(backend=backend), model_dir.name)
     source = _read(model_dir)
     config = _parse(source)
     _complete(config, model_dir.name)
     _check(config, model_dir.name, source)
     return config
+
+
+def is_model_folder(model_dir: Path) -> bool:
+    """Whether it has a configuration, or can do without one."""
+    return (model_dir / CONFIG_FILE).is_file() or _backend_by_files(model_dir) is not None
+
+
+def version_numbers(model_dir: Path) -> list[int]:
+    """The folders that are versions; as in Triton, other names and names that start with 0 are ignored."""
+    names = [path.name for path in model_dir.iterdir() if path.is_dir()]
+    return [int(name) for name in names if name.isascii() and name.isdigit() and not name.startswith("0")]
+
+
+def _backend_by_files(model_dir: Path) -> str | None:
+    """Of a model without a configuration."""
+    try:
+        numbers = version_numbers(model_dir)
+    except OSError:
+        return None
+    found = (name for number in sorted(numbers) for name in _DEFAULT_FILES if (model_dir / str(number) / name).exists())
+    return next((_DEFAULT_FILES[name] for name in found), None)
 
 
 def config_of_json(text: str, name: str) -> ModelConfig:
@@ -77,6 +107,15 @@ def completed(config: ModelConfig, name: str) -> ModelConfig:
     _complete(config, name)
     _check(config, name, _Source("config", ""))
     return config
+
+
+def fill_in(config: ModelConfig, spec: ModelSpec) -> None:
+    """Writes into a configuration what only its model could tell: tensors, and the batch size."""
+    if not config.input:
+        config.input.extend(ModelInput(**_tensor_fields(tensor), optional=tensor.is_optional) for tensor in spec.inputs)
+    if not config.output:
+        config.output.extend(ModelOutput(**_tensor_fields(tensor)) for tensor in spec.outputs)
+    config.max_batch_size = spec.max_batch_size
 
 
 def spec_of(config: ModelConfig, version: str) -> ModelSpec:
@@ -187,6 +226,11 @@ def _check_tensor(tensor: Any, path: str, names: set[str], source: _Source) -> N
 def _tensor_spec(tensor: Any, *, is_optional: bool = False) -> TensorSpec:
     datatype = DataType.Name(tensor.data_type).removeprefix("TYPE_")
     return TensorSpec(tensor.name, "BYTES" if datatype == "STRING" else datatype, tuple(tensor.dims), is_optional)
+
+
+def _tensor_fields(tensor: TensorSpec) -> dict[str, Any]:
+    datatype = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+    return {"name": tensor.name, "data_type": DataType.Value(f"TYPE_{datatype}"), "dims": tensor.shape}
 
 
 def _label_lines(model_dir: Path, filename: str) -> tuple[str, ...]:

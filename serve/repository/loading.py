@@ -16,7 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serve.backends.base import Model, ModelSpec
 from serve.errors import HeadroomError, InvalidInput
-from serve.repository.config import completed, read_config, read_labels, spec_of, version_plan
+from serve.repository.config import completed, fill_in, read_config, read_labels, spec_of, version_numbers, version_plan
 
 Progress = Callable[[str], None]
 Loader = Callable[[Path, ModelConfig, ModelSpec, Progress], Model]
@@ -58,7 +58,7 @@ def load_model(
         config = read_config(model_dir) if config is None else completed(config, name)
         labels = read_labels(config, model_dir)
         loader = _loader(config, loaders)
-        plan = version_plan(config, _version_numbers(model_dir))
+        plan = version_plan(config, version_numbers(model_dir))
     except (HeadroomError, OSError) as error:
         progress(f"{name} not loaded: {_reason(error)}")
         return LoadedModel(reason=_reason(error))
@@ -75,6 +75,8 @@ def load_model(
             _log.exception("model %s version %d was not loaded", name, number)
             reasons[number] = _reason(error)
             progress(f"{name} version {number} not loaded: {reasons[number]}")
+    if versions:
+        fill_in(config, versions[max(versions)].spec)
     return LoadedModel(config, labels, versions, reasons)
 
 
@@ -104,12 +106,6 @@ def _loader(config: ModelConfig, loaders: Mapping[str, Loader]) -> Loader:
         allowed = ", ".join(sorted(loaders))
         raise InvalidInput(f"backend is {config.backend!r}; allowed {allowed}", field="backend")
     return loaders[config.backend]
-
-
-def _version_numbers(model_dir: Path) -> list[int]:
-    """The folders that are versions; as in Triton, other names and names that start with 0 are ignored."""
-    names = [path.name for path in model_dir.iterdir() if path.is_dir()]
-    return [int(name) for name in names if name.isascii() and name.isdigit() and not name.startswith("0")]
 
 
 def _check_inside(root: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serve.backends.base import Model
 from serve.errors import HeadroomError, InvalidInput, NotFound, NotReady
-from serve.repository.config import CONFIG_FILE
+from serve.repository.config import is_model_folder
 from serve.repository.loading import LoadedModel, Loader, Progress, close_model, load_model
 
 _MAX_NAME_LENGTH = 255
@@ -193,7 +193,7 @@ class Repository:
 
     def _is_model(self, name: str) -> bool:
         is_plain = 0 < len(name) <= _MAX_NAME_LENGTH and name.isprintable() and not {"/", "\\"} & set(name)
-        return is_plain and not name.startswith(".") and (self._root / name / CONFIG_FILE).is_file()
+        return is_plain and not name.startswith(".") and is_model_folder(self._root / name)
 
 
 def _not_available(name: str, loaded: LoadedModel) -> NotReady:

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import xgboost
 from oip_caller import CLIENTS, Caller, calling
+from onnx import TensorProto
 from server import Server, wait_until
 from tritonclient.utils import InferenceServerException
+
+from tests.unit.backends.onnx_models import save_identity, save_sum
 
 pytestmark = pytest.mark.e2e
 
@@ -188,6 +191,29 @@ def test_a_load_may_bring_its_configuration(server: Server, caller: Caller) -> N
     caller("load_model", "second")
     assert answers_of_all(server, "second") == {10.0}
     caller("unload_model", "second")
+
+
+def test_an_onnx_model_needs_no_configuration(repository: Path, caller: Caller) -> None:
+    save_sum(repository / "adding" / "1" / "model.onnx")
+    caller("load_model", "adding")
+    shown = caller.json("get_model_config", "adding")
+    shown = shown if caller.is_http else shown["config"]
+    assert (shown["backend"], int(shown["max_batch_size"])) == ("onnxruntime", 4)
+    assert [one["name"] for one in shown["input"]] == ["a", "b"]
+    inputs = [caller.input(name, ROW * factor, "FP32") for name, factor in (("a", 1), ("b", 10))]
+    np.testing.assert_array_equal(caller("infer", "adding", inputs).as_numpy("sum"), ROW * 11)
+    caller("unload_model", "adding")
+
+
+def test_a_repository_of_names(repository: Path, caller: Caller) -> None:
+    """Text in, text out; a name that a URL has to quote."""
+    name = "names & labels"
+    save_identity(repository / name / "1" / "model.onnx", TensorProto.STRING)
+    caller("load_model", name)
+    values = np.array([["ü☺".encode(), b""]], np.object_)
+    assert caller("infer", name, [caller.input("x", values, "BYTES")]).as_numpy("y").tolist() == values.tolist()
+    assert caller("is_model_ready", name)
+    caller("unload_model", name)
 
 
 def statistics(caller: Caller, name: str, version: str = "") -> dict[str, Any]:

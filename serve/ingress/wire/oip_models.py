@@ -16,8 +16,8 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.service_pb2 import ModelMetadataResponse
 
 from serve.backends.base import ModelSpec, TensorSpec
+from serve.repository.config import fill_in
 
-_CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 _INTEGERS_OF_64_BITS = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 
 
@@ -36,16 +36,8 @@ def model_config(spec: ModelSpec, steps: Sequence[str] = ()) -> model_config_pb2
     """The configuration of a model that no config.pbtxt describes: a pipeline. `steps` are the names of the models that
     make it up; a tool that sees an ensemble reports each of them from its own statistics.
     """
-    config = model_config_pb2.ModelConfig(
-        name=spec.name,
-        platform=spec.platform,
-        backend=spec.backend,
-        max_batch_size=spec.max_batch_size,
-        input=[
-            model_config_pb2.ModelInput(**_tensor_config(tensor), optional=tensor.is_optional) for tensor in spec.inputs
-        ],
-        output=[model_config_pb2.ModelOutput(**_tensor_config(tensor)) for tensor in spec.outputs],
-    )
+    config = model_config_pb2.ModelConfig(name=spec.name, platform=spec.platform, backend=spec.backend)
+    fill_in(config, spec)
     config.version_policy.latest.num_versions = 1
     for name, value in spec.parameters.items():
         config.parameters[name].string_value = value
@@ -65,11 +57,6 @@ def as_json(message: Message) -> dict[str, Any]:
 def _tensor_metadata(tensor: TensorSpec, max_batch_size: int) -> ModelMetadataResponse.TensorMetadata:
     shape = (-1, *tensor.shape) if max_batch_size > 0 else tensor.shape
     return ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=shape)
-
-
-def _tensor_config(tensor: TensorSpec) -> dict[str, Any]:
-    data_type = _CONFIG_TYPES.get(tensor.datatype, f"TYPE_{tensor.datatype}")
-    return {"name": tensor.name, "data_type": data_type, "dims": tensor.shape}
 
 
 def _with_numbers(tree: dict[str, Any], descriptor: Any) -> dict[str, Any]:
