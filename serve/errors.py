@@ -13,6 +13,7 @@ HeadroomError
 ├── NotReady            your state: starting, draining, model not loaded
 │   └── AddressInUse    your state: another process has the port
 ├── ModelLoadError      your state: a model file is missing, damaged or not understood
+├── ModelFailed         your model: its own code failed, and said this
 ├── DependencyFailed    your dependency: store, remote model
 └── Internal            your bug: logged with the request id, its text never sent
 """
@@ -109,6 +110,12 @@ class ModelLoadError(HeadroomError):
     """A model's file is missing, damaged or not understood; the message names the file and why."""
 
     kind = "not_ready"
+
+
+class ModelFailed(HeadroomError):
+    """A model's own code failed; the text is the model's."""
+
+    kind = "model_failed"
 
 
 class DependencyFailed(HeadroomError):

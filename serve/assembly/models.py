@@ -19,7 +19,7 @@ from serve.assembly.endpoints import (
     unversioned_http,
     unversioned_infer,
 )
-from serve.backends.base import Model
+from serve.backends.base import Model, RequestModel
 from serve.batching.accounts import BatchAccounts
 from serve.batching.arrival import Route
 from serve.batching.collector import Collector
@@ -159,6 +159,8 @@ class ModelServices:
         runner = Runner(
             collector, InferFlow(model, self._repository.labels(name)), Ladder((Rung("", 1.0),)), recorder,
             max_batch_items=min(_MAX_REQUESTS_TOGETHER, max(1, spec.max_batch_size)),
+            max_batches_in_flight=model.num_instances if isinstance(model, RequestModel) else 1,
+            waits_elsewhere=isinstance(model, RequestModel),
             accounts=BatchAccounts(self._metrics.recorder(ModelStatistics, name, spec.version)),
         )  # fmt: skip
         maker = RouteMaker(name, runner, published.budget_ms, recorder)

@@ -19,6 +19,7 @@ from serve.assembly.endpoints import HttpKey, Service
 from serve.assembly.fraud import FraudPipeline, fraud_pipeline
 from serve.assembly.models import ModelServices, load_at_start
 from serve.assembly.view import OIP_SERVICE, View, control_methods, direct_methods
+from serve.backends.base import Tensor
 from serve.backends.loaders import model_loaders
 from serve.batching.arrival import Listener, Route
 from serve.errors import HeadroomError, NotReady
@@ -78,7 +79,11 @@ class Replica:
         self._metrics = Metrics.open(folder, version=VERSION)
         self._access_log = AccessLog(access_log_path(settings), max_lines_per_s=tunables.max_access_lines_per_s)
         self._access_log.start()
-        repository = Repository(repository_dir(settings), model_loaders(cache_dir(settings)))
+
+        def ask(name: str, version: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return repository.ask(name, version, inputs)
+
+        repository = Repository(repository_dir(settings), model_loaders(cache_dir(settings), ask))
         parts = {} if settings.pipelines.fraud is None else {fraud.MODEL: "fraud"}
         load_at_start(settings.repository, repository, parts, self._progress)
         self._assemble(repository, parts)

@@ -5,12 +5,14 @@ A backend turns the files of one model version into a `Model`. Flows and the pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from serve.errors import HeadroomError
 
 Tensor = npt.NDArray[np.generic]
 
@@ -51,6 +53,29 @@ class Scores:
     members: npt.NDArray[np.float32]
 
 
+class Named(Protocol):
+    """An output that a request wants."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Asked(Protocol):
+    """A request as a client sent it, checked."""
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def outputs(self) -> Sequence[Named]: ...
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def parameters(self) -> Mapping[str, bool | int | float | str]: ...
+
+
 class Model(Protocol):
     """A loaded model version. `infer` is thread-safe only where a backend says so; it never mutates its inputs."""
 
@@ -63,4 +88,18 @@ class Model(Protocol):
 
     def close(self) -> None:
         """Frees what the model holds; `infer` must not be called afterwards."""
+        ...
+
+
+@runtime_checkable
+class RequestModel(Model, Protocol):
+    """A model that sees requests as they are: they are executed together, and not joined."""
+
+    @property
+    def num_instances(self) -> int:
+        """How many batches it executes at once."""
+        ...
+
+    def infer_requests(self, requests: Sequence[Asked]) -> list[Mapping[str, Tensor] | HeadroomError]:
+        """One batch: an answer or an error for each request, in order."""
         ...

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from serve.backends.base import Model
 from serve.backends.onnx import load_onnx
+from serve.backends.python import Ask, load_python
 from serve.backends.stacked import load_stacked
 from serve.backends.trees import load_trees
 from serve.repository.cache import ArtefactCache
@@ -16,9 +17,12 @@ from serve.repository.loading import Loader
 MAX_CACHE_BYTES = 8 << 30
 
 
-def model_loaders(cache_dir: Path) -> Mapping[str, Loader]:
-    """The loaders by `backend` of config.pbtxt; what they derive from model files is kept under `cache_dir`."""
+def model_loaders(cache_dir: Path, ask: Ask) -> Mapping[str, Loader]:
+    """The loaders by `backend` of config.pbtxt; what they derive from model files is kept under `cache_dir`. By `ask` a
+    model has another one infer.
+    """
     cache = ArtefactCache(cache_dir / "models", MAX_CACHE_BYTES)
     trees: Callable[..., Model] = partial(load_trees, cache=cache)
     stacked: Callable[..., Model] = partial(load_stacked, cache=cache)
-    return {"fil": trees, "onnxruntime": load_onnx, "stacked": stacked}
+    python: Callable[..., Model] = partial(load_python, ask=ask)
+    return {"fil": trees, "onnxruntime": load_onnx, "python": python, "stacked": stacked}

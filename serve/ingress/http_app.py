@@ -21,7 +21,7 @@ from serve.errors import HeadroomError, InvalidInput, NotFound, NotReady
 from serve.ingress.http_asgi import LABEL
 from serve.ingress.openapi import docs_page, openapi
 from serve.ingress.status import error_body, http_status
-from serve.ingress.wire.oip_models import as_json
+from serve.repository.protobuf_json import as_json
 
 Json = Mapping[str, Any] | list[Any]
 Handler = Callable[[Request], Awaitable[Response]]

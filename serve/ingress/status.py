@@ -12,6 +12,7 @@ HTTP_STATUS: dict[str, int] = {
     "overloaded": 429,
     "cancelled": 499,
     "internal": 500,
+    "model_failed": 500,
     "unsupported": 501,
     "dependency_failed": 503,
     "not_ready": 503,
@@ -28,6 +29,7 @@ GRPC_STATUS: dict[str, int] = {
     "too_large": 8,
     "unsupported": 12,
     "internal": 13,
+    "model_failed": 13,
     "dependency_failed": 14,
     "not_ready": 14,
 }

@@ -33,6 +33,7 @@ _BACKENDS = {
 # What a version's folder holds for a backend that is told nothing else; a model without a configuration is known by it.
 _DEFAULT_FILES = {
     "model.onnx": "onnxruntime",
+    "model.py": "python",
 }
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from serve.backends.base import Model
+from serve.backends.base import Model, Tensor
 from serve.errors import HeadroomError, InvalidInput, NotFound, NotReady
 from serve.repository.config import is_model_folder
 from serve.repository.loading import LoadedModel, Loader, Progress, close_model, load_model
@@ -128,6 +128,15 @@ class Repository:
                 f"Request for unknown model: '{name}' version {number} is not at ready state: {loaded.reasons[number]}"
             )
         raise NotFound(f"Request for unknown model: '{name}' version {number} is not found")
+
+    def ask(self, name: str, version: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Has a model infer for another one. Raises HeadroomError."""
+        model = self.model(name, version)
+        spec = model.spec
+        wanted = {tensor.name for tensor in spec.inputs if not tensor.is_optional}
+        if missing := sorted(wanted - inputs.keys()):
+            raise InvalidInput(f"model '{name}' lacks input '{missing[0]}'; got {', '.join(inputs) or 'none'}")
+        return model.infer(inputs)
 
     def config(self, name: str) -> ModelConfig:
         """The model's configuration as it was completed when read. Raises NotFound, and NotReady when it is broken."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import xgboost
 from oip_caller import CLIENTS, Caller, calling
@@ -214,6 +217,52 @@ def test_a_repository_of_names(repository: Path, caller: Caller) -> None:
     assert caller("infer", name, [caller.input("x", values, "BYTES")]).as_numpy("y").tolist() == values.tolist()
     assert caller("is_model_ready", name)
     caller("unload_model", name)
+
+
+BESIDE = """
+import os
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x")
+        if (x.as_numpy() < 0).any():
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError("x is negative"))
+        asking = pb_utils.InferenceRequest(model_name="first", requested_output_names=["y"], inputs=[x])
+        found = asking.exec()
+        if found.has_error():
+            return pb_utils.InferenceResponse(error=found.error())
+        y = pb_utils.get_output_tensor_by_name(found, "y").as_numpy() + 0.5
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", y), pb_utils.Tensor("pid", np.array([[os.getpid()]]))])
+"""
+BESIDE_CONFIG = CONFIG.replace("fil", "python") + 'output [ { name: "pid" data_type: TYPE_INT64 dims: [ 1 ] } ]'
+
+
+def test_a_model_py_runs_as_it_is_asks_another_model_and_survives_its_process(repository: Path, caller: Caller) -> None:
+    (repository / "beside" / "1").mkdir(parents=True, exist_ok=True)
+    (repository / "beside" / "1" / "model.py").write_text(BESIDE)
+    (repository / "beside" / "config.pbtxt").write_text(BESIDE_CONFIG)
+    caller("load_model", "beside")
+    assert answer(caller, "beside") == 1.5
+    negative = caller.input("x", -ROW, "FP32")
+    with pytest.raises(InferenceServerException, match="x is negative"):
+        caller("infer", "beside", [negative])
+    pid = int(caller("infer", "beside", [caller.input("x", ROW, "FP32")]).as_numpy("pid")[0, 0])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_answered(caller, "beside"), 20, "the process is there again")
+    caller("unload_model", "beside")
+    wait_until(lambda: not psutil.pid_exists(pid), 20, "the process is gone")
+
+
+def is_answered(caller: Caller, name: str) -> bool:
+    try:
+        return answer(caller, name) == 1.5
+    except InferenceServerException:
+        return False
 
 
 def statistics(caller: Caller, name: str, version: str = "") -> dict[str, Any]:

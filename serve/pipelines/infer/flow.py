@@ -10,9 +10,10 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from serve.backends.base import Model, Tensor
+from serve.backends.base import Model, RequestModel, Tensor
 from serve.batching.outcome import Outcome
 from serve.batching.runner import Batch
+from serve.errors import HeadroomError
 from serve.pipelines.infer.contract import Inferred, InferRequest, InferResponse
 
 STAGES = ("infer",)
@@ -29,17 +30,46 @@ class InferFlow:
         """One answer per request, in order."""
         batch.timings.start()
         model = self._model
+        if isinstance(model, RequestModel):
+            return self._run_requests(model, items, batch)
         if model.spec.max_batch_size > 0:
             outputs = _run_together(model, items, batch.runs)
         else:
             outputs = [model.infer(item.inputs) for item in items]
             batch.runs.extend([1] * len(items))
         batch.timings.end("infer")
-        name, version = model.spec.name, model.spec.version
+        return [self._inferred(item, out) for item, out in zip(items, outputs, strict=True)]
+
+    def _run_requests(
+        self, model: RequestModel, items: Sequence[InferRequest], batch: Batch
+    ) -> Sequence[Outcome[Inferred]]:
+        answers: list[Mapping[str, Tensor] | HeadroomError] = []
+        for group in _fitting(items, model.spec.max_batch_size):
+            batch.runs.append(sum([item.batch_size or 1 for item in group]))
+            answers += model.infer_requests(group)
+        batch.timings.end("infer")
         return [
-            Inferred(item, InferResponse(name, version, out, labels=self._labels))
-            for item, out in zip(items, outputs, strict=True)
+            answer if isinstance(answer, HeadroomError) else self._inferred(item, answer)
+            for item, answer in zip(items, answers, strict=True)
         ]
+
+    def _inferred(self, item: InferRequest, outputs: Mapping[str, Tensor]) -> Inferred:
+        spec = self._model.spec
+        return Inferred(item, InferResponse(spec.name, spec.version, outputs, labels=self._labels))
+
+
+def _fitting(items: Sequence[InferRequest], max_rows: int) -> list[list[InferRequest]]:
+    """In their order, as many at once as fit the model; without a batch dimension each is one."""
+    groups: list[list[InferRequest]] = []
+    room = 0
+    for item in items:
+        rows = item.batch_size or 1
+        if rows > room:
+            groups.append([])
+            room = max_rows or 1
+        groups[-1].append(item)
+        room -= rows
+    return groups
 
 
 def _run_together(model: Model, items: Sequence[InferRequest], runs: list[int]) -> list[Mapping[str, Tensor]]:

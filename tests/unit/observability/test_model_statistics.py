@@ -10,11 +10,11 @@ import pytest
 from serve.batching.accounts import BatchAccounts
 from serve.batching.arrival import Answer, Encoded
 from serve.errors import InvalidInput
-from serve.ingress.wire.oip_models import as_json
 from serve.ingress.wire.oip_statistics import model_statistics
 from serve.observability import model_statistics as module
 from serve.observability.metrics import Metrics
 from serve.observability.model_statistics import BatchTimes, ModelStatistics, version_times
+from serve.repository.protobuf_json import as_json
 from tests.unit.batching.cases import arrival
 
 KEY = ("m", "1")

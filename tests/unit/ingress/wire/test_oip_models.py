@@ -5,7 +5,8 @@ import json
 from tritonclient.grpc import model_config_pb2
 
 from serve.backends.base import ModelSpec, TensorSpec
-from serve.ingress.wire.oip_models import as_json, model_config, model_metadata
+from serve.ingress.wire.oip_models import model_config, model_metadata
+from serve.repository.protobuf_json import as_json
 from tests.unit.ingress.wire.oip_cases import TREES
 
 SPEC = ModelSpec(
