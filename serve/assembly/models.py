@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serve.assembly.endpoints import (
     HttpKey,
@@ -19,7 +22,7 @@ from serve.assembly.endpoints import (
     unversioned_http,
     unversioned_infer,
 )
-from serve.backends.base import Model, RequestModel
+from serve.backends.base import Model, ModelSpec, RequestModel
 from serve.batching.accounts import BatchAccounts
 from serve.batching.arrival import Route
 from serve.batching.collector import Collector
@@ -29,7 +32,7 @@ from serve.errors import InvalidInput
 from serve.ingress.grpc_methods import ModelKey
 from serve.ingress.wire.infer_codecs import ModelEndpoint
 from serve.observability.metrics import Metrics
-from serve.observability.model_statistics import ModelStatistics
+from serve.observability.model_statistics import BatchTimes, ModelStatistics
 from serve.pipelines.infer.flow import STAGES, InferFlow
 from serve.repository.config import config_of_json
 from serve.repository.loading import Progress, close_model
@@ -65,12 +68,26 @@ class ModelServices:
         self._lock = threading.Lock()
         self._placed: Mapping[str, Mapping[int, _Placed]] = {}
         self._on_change: Callable[[], None] = lambda: None
+        self._recorders: dict[tuple[str, str], ModelStatistics] = {}
+        repository.on_asked = self._count_asked
         for name in repository.names():
             self._placed = {**self._placed, **self._place(name)}
 
     def on_change(self, call: Callable[[], None]) -> None:
         """Who is told when the routes are others."""
         self._on_change = call
+
+    def _count_asked(self, spec: ModelSpec, rows: int, took_ns: int) -> None:
+        """A request of one model to another is in the statistics as every other is."""
+        statistics = self._statistics(spec.name, spec.version)
+        statistics.observe(BatchTimes(1, took_ns, 0, 0, 0, 0, took_ns, 0), ((rows, 1),), time.time_ns() // 1_000_000)
+
+    def _statistics(self, name: str, version: str) -> ModelStatistics:
+        """One and the same recorder for a version, whoever asks it."""
+        key = name, version
+        if key not in self._recorders:
+            self._recorders[key] = self._metrics.recorder(ModelStatistics, name, version)
+        return self._recorders[key]
 
     # What there is
 
@@ -106,16 +123,30 @@ class ModelServices:
         """
         with self._lock:
             self._check_free(name)
-            result = self._repository.load(name, config_of_json(config, name) if config else None, progress)
-            self._swap(result)
-        if result.reason:
-            raise InvalidInput(f"failed to load '{name[:128]}': {result.reason}")
+            given = config_of_json(config, name) if config else None
+            for part in self._repository.parts_of(name, given):
+                if not self._repository.loaded(part):
+                    self._load(part, None, progress)
+            self._load(name, given, progress)
 
-    def unload(self, name: str) -> None:
-        """Takes the model out of service; what was accepted is answered. Raises NotFound, InvalidInput."""
+    def unload(self, name: str, *, with_parts: bool = False) -> None:
+        """Takes the model out of service, and what an ensemble is made of too, as far as no other one is; what was
+        accepted is answered. Raises NotFound, InvalidInput.
+        """
         with self._lock:
             self._check_free(name)
+            parts = self._repository.parts_of(name) if with_parts else []
             self._swap(self._repository.unload(name))
+            needed = {part for other in self._placed for part in self._repository.parts_of(other)} | set(self._parts_of)
+            for part in parts:
+                if part not in needed and self._repository.loaded(part):
+                    self._swap(self._repository.unload(part))
+
+    def _load(self, name: str, config: ModelConfig | None, progress: Progress) -> None:
+        result = self._repository.load(name, config, progress)
+        self._swap(result)
+        if result.reason:
+            raise InvalidInput(f"failed to load '{name[:128]}': {result.reason}")
 
     def _check_free(self, name: str) -> None:
         pipeline = self._parts_of.get(name)
@@ -160,8 +191,8 @@ class ModelServices:
             collector, InferFlow(model, self._repository.labels(name)), Ladder((Rung("", 1.0),)), recorder,
             max_batch_items=min(_MAX_REQUESTS_TOGETHER, max(1, spec.max_batch_size)),
             max_batches_in_flight=model.num_instances if isinstance(model, RequestModel) else 1,
-            waits_elsewhere=isinstance(model, RequestModel),
-            accounts=BatchAccounts(self._metrics.recorder(ModelStatistics, name, spec.version)),
+            waits_elsewhere=isinstance(model, RequestModel) or spec.platform == "ensemble",
+            accounts=BatchAccounts(self._statistics(name, spec.version)),
         )  # fmt: skip
         maker = RouteMaker(name, runner, published.budget_ms, recorder)
         http, infer = maker.infer(ModelEndpoint(spec), self._settings.limits.max_body_bytes)

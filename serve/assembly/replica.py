@@ -19,7 +19,7 @@ from serve.assembly.endpoints import HttpKey, Service
 from serve.assembly.fraud import FraudPipeline, fraud_pipeline
 from serve.assembly.models import ModelServices, load_at_start
 from serve.assembly.view import OIP_SERVICE, View, control_methods, direct_methods
-from serve.backends.base import Tensor
+from serve.backends.base import ModelSpec, Tensor
 from serve.backends.loaders import model_loaders
 from serve.batching.arrival import Listener, Route
 from serve.errors import HeadroomError, NotReady
@@ -83,7 +83,10 @@ class Replica:
         def ask(name: str, version: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             return repository.ask(name, version, inputs)
 
-        repository = Repository(repository_dir(settings), model_loaders(cache_dir(settings), ask))
+        def describe(name: str, version: str) -> ModelSpec:
+            return repository.model(name, version).spec
+
+        repository = Repository(repository_dir(settings), model_loaders(cache_dir(settings), ask, describe))
         parts = {} if settings.pipelines.fraud is None else {fraud.MODEL: "fraud"}
         load_at_start(settings.repository, repository, parts, self._progress)
         self._assemble(repository, parts)

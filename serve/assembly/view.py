@@ -24,7 +24,8 @@ from serve.repository.repository import Repository
 from serve.version import VERSION
 
 EXTENSIONS = (
-    "binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "statistics",
+    "binary_tensor_data", "classification", "model_configuration", "model_repository",
+    "model_repository(unload_dependents)", "parameters", "statistics",
 )  # fmt: skip
 SERVER_NAME = "headroom"
 OIP_SERVICE = "inference.GRPCInferenceService"

@@ -5,7 +5,7 @@ A backend turns the files of one model version into a `Model`. Flows and the pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +15,8 @@ import numpy.typing as npt
 from serve.errors import HeadroomError
 
 Tensor = npt.NDArray[np.generic]
+Ask = Callable[[str, str, Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Has another model of the repository infer: name, version or "", inputs. Raises HeadroomError."""
 
 
 @dataclass(frozen=True, slots=True)

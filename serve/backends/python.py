@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from google.protobuf import json_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from serve.backends.base import Asked, ModelSpec, Tensor
+from serve.backends.base import Ask, Asked, ModelSpec, Tensor
 from serve.backends.python_channel import (
     Call,
     Called,
@@ -71,8 +71,6 @@ _CODES = {kind: code for code, kind in _ERRORS.items()}
 _INTERNAL = 1
 
 Progress = Callable[[str], None]
-Ask = Callable[[str, str, Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""Has another model of the repository infer: name, version or "", inputs. Raises HeadroomError."""
 
 
 class PythonModel:

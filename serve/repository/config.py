@@ -16,7 +16,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 
 from serve.backends.base import ModelSpec, TensorSpec
-from serve.errors import InvalidInput
+from serve.errors import HeadroomError, InvalidInput
 
 CONFIG_FILE = "config.pbtxt"
 _MAX_DEPTH = 32
@@ -76,6 +76,19 @@ def read_config(model_dir: Path) -> ModelConfig:
 def is_model_folder(model_dir: Path) -> bool:
     """Whether it has a configuration, or can do without one."""
     return (model_dir / CONFIG_FILE).is_file() or _backend_by_files(model_dir) is not None
+
+
+def step_names(config: ModelConfig) -> list[str]:
+    """Models that an ensemble is made of, each once."""
+    return list(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step))
+
+
+def parts_of(model_dir: Path) -> list[str]:
+    """`step_names` of a folder's configuration; none where it cannot be read."""
+    try:
+        return step_names(read_config(model_dir))
+    except HeadroomError:
+        return []
 
 
 def version_numbers(model_dir: Path) -> list[int]:

@@ -7,7 +7,8 @@ ingress at start (`load_all`) and for every load or unload.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Literal
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from serve.backends.base import Model, Tensor
+from serve.backends.base import Model, ModelSpec, Tensor
 from serve.errors import HeadroomError, InvalidInput, NotFound, NotReady
-from serve.repository.config import is_model_folder
+from serve.repository.config import is_model_folder, parts_of, step_names
 from serve.repository.loading import LoadedModel, Loader, Progress, close_model, load_model
 
 _MAX_NAME_LENGTH = 255
@@ -58,6 +59,8 @@ class Repository:
         self._models: Mapping[str, LoadedModel] = {}
         self._busy: Mapping[str, Literal["LOADING", "UNLOADING"]] = {}
         self._load_lock = threading.Lock()
+        self.on_asked: Callable[[ModelSpec, int, int], None] = lambda spec, rows, took_ns: None
+        """Told of every request of one model to another: to whom, of how many rows, and how long it took."""
 
     def names(self) -> list[str]:
         """Every model of the folder. Raises InvalidInput when there is no such folder."""
@@ -79,9 +82,14 @@ class Repository:
             if missing := sorted(set(only) - set(names)):
                 raise InvalidInput(f"model repository has no model {missing[0][:128]!r}; allowed: {', '.join(names)}")
             names = [name for name in names if name in only]
+        names.sort(key=lambda name: bool(parts_of(self._root / name)))  # what is made of others comes last
         for index, name in enumerate(names, start=1):
             progress(f"loading model {index} of {len(names)}: {name}")
             self.load(name, progress=progress)
+
+    def parts_of(self, name: str, config: ModelConfig | None = None) -> list[str]:
+        """Models that an ensemble is made of; none for other models."""
+        return parts_of(self._root / name) if config is None else step_names(config)
 
     def load(self, name: str, config: ModelConfig | None = None, progress: Progress = lambda line: None) -> LoadResult:
         """Loads a model from its folder beside the instances that serve, and swaps only when all of it succeeded; what
@@ -136,7 +144,11 @@ class Repository:
         wanted = {tensor.name for tensor in spec.inputs if not tensor.is_optional}
         if missing := sorted(wanted - inputs.keys()):
             raise InvalidInput(f"model '{name}' lacks input '{missing[0]}'; got {', '.join(inputs) or 'none'}")
-        return model.infer(inputs)
+        began_ns = time.monotonic_ns()
+        outputs = model.infer(inputs)
+        rows = len(next(iter(inputs.values()), ())) if spec.max_batch_size else 1
+        self.on_asked(spec, rows, time.monotonic_ns() - began_ns)
+        return outputs
 
     def config(self, name: str) -> ModelConfig:
         """The model's configuration as it was completed when read. Raises NotFound, and NotReady when it is broken."""

@@ -258,6 +258,42 @@ def test_a_model_py_runs_as_it_is_asks_another_model_and_survives_its_process(re
     wait_until(lambda: not psutil.pid_exists(pid), 20, "the process is gone")
 
 
+ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 4
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 2 ] } ]
+output [ { name: "total" data_type: TYPE_FP32 dims: [ 2 ] } ]
+ensemble_scheduling { step [
+  { model_name: "adding2" model_version: -1 input_map { key: "a" value: "x" } input_map { key: "b" value: "doubled" }
+    output_map { key: "sum" value: "total" } },
+  { model_name: "adding1" model_version: -1 input_map { key: "a" value: "x" } input_map { key: "b" value: "x" }
+    output_map { key: "sum" value: "doubled" } }
+] }
+"""
+
+
+def test_an_ensemble_brings_its_models_along_and_takes_them_away(
+    server: Server, repository: Path, caller: Caller
+) -> None:
+    for name in ("adding1", "adding2"):
+        save_sum(repository / name / "1" / "model.onnx")
+    (repository / "together" / "1").mkdir(parents=True, exist_ok=True)
+    (repository / "together" / "config.pbtxt").write_text(ENSEMBLE)
+    caller("load_model", "together")
+    before = counts(statistics(caller, "adding1"))
+    for _ in range(3):
+        found = caller("infer", "together", [caller.input("x", np.repeat(ROW, 2, axis=0), "FP32")]).as_numpy("total")
+        np.testing.assert_allclose(found, np.repeat(3 * ROW, 2, axis=0))
+    grown = {name: n - before[name] for name, n in counts(statistics(caller, "adding1")).items()}
+    assert (grown["success"], grown["inference_count"], grown["execution_count"]) == (3, 6, 3)
+    shown = caller.json("get_model_config", "together")
+    shown = shown if caller.is_http else shown["config"]
+    assert [one["model_name"] for one in shown["ensemble_scheduling"]["step"]] == ["adding2", "adding1"]
+    caller("unload_model", "together", unload_dependents=True)
+    left = {name: state for (name, _), state in states(caller).items()}
+    assert {left[name] for name in ("together", "adding1", "adding2")} == {"UNAVAILABLE"}
+
+
 def is_answered(caller: Caller, name: str) -> bool:
     try:
         return answer(caller, name) == 1.5
