@@ -42,6 +42,8 @@ from serve.settings import ModelSettings, RepositorySettings, Settings
 log = logging.getLogger(__name__)
 
 _MAX_REQUESTS_TOGETHER = 256
+_LAST_ENTRANCE_S = 0.25
+"""How long a listener may take from looking up a route to leaving a request there."""
 _RETIRE_S = 60.0
 """How long what was accepted by a version that is replaced may take to be answered."""
 
@@ -166,6 +168,8 @@ class ModelServices:
         others = {other: versions for other, versions in self._placed.items() if other != name}
         self._placed = {**others, **placed}
         self._on_change()
+        if result.retired:
+            time.sleep(_LAST_ENTRANCE_S)  # requests that were on their way to the former versions are taken in by them
         for model in result.retired:
             for one in former.values():
                 if one.model is model:
