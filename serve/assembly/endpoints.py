@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from serve.backends.base import ModelSpec
 from serve.batching.arrival import Codec, Entrance, Route
 from serve.batching.runner import Runner
-from serve.ingress.grpc_methods import DirectMethod
+from serve.ingress.grpc_methods import DirectMethod, InferRoutes, ModelKey
 from serve.ingress.http_app import Handler
-from serve.ingress.wire.infer_codecs import GrpcInferCodec, HttpInferCodec, InferEndpoint
+from serve.ingress.wire.infer_codecs import GrpcInferCodec, GrpcStreamInferCodec, HttpInferCodec, InferEndpoint
 from serve.observability.metrics import Metrics, PipelineMetrics
 
 HttpKey = tuple[bytes, bytes]
@@ -30,7 +30,7 @@ class Service:
     """Methods that are no batch's work."""
     handlers: Sequence[tuple[str, str, Handler]] = ()
     """HTTP routes that are no batch's work: method, path, handler."""
-    infer: Mapping[tuple[str, str], Route] = field(default_factory=dict)
+    infer: Mapping[ModelKey, InferRoutes] = field(default_factory=dict)
     """By model name and version: what `ModelInfer` looks its route up in."""
     steps: Sequence[str] = ()
     """Models a pipeline is made of; empty for a model."""
@@ -61,10 +61,10 @@ class RouteMaker:
 
     def infer(
         self, endpoint: InferEndpoint, max_body_bytes: int
-    ) -> tuple[dict[HttpKey, Route], dict[tuple[str, str], Route]]:
+    ) -> tuple[dict[HttpKey, Route], dict[ModelKey, InferRoutes]]:
         """The protocol's `infer` over both protocols, by the address with the version in it."""
         http = self.route(HttpInferCodec(endpoint, max_body_bytes))
-        grpc = self.route(GrpcInferCodec(endpoint))
+        grpc = InferRoutes(self.route(GrpcInferCodec(endpoint)), self.route(GrpcStreamInferCodec(endpoint)))
         name, version = endpoint.spec.name, endpoint.spec.version
         return {(b"POST", f"/v2/models/{name}/versions/{version}/infer".encode()): http}, {(name, version): grpc}
 
@@ -75,10 +75,10 @@ def unversioned_http(name: str, routes: Mapping[HttpKey, Route]) -> dict[HttpKey
     return {**routes, (b"POST", f"/v2/models/{name}/infer".encode()): route}
 
 
-def unversioned_infer(routes: Mapping[tuple[str, str], Route]) -> dict[tuple[str, str], Route]:
-    """A version's route, and the same where none is asked for."""
-    (((name, _), route),) = routes.items()
-    return {**routes, (name, ""): route}
+def unversioned_infer(routes: Mapping[ModelKey, InferRoutes]) -> dict[ModelKey, InferRoutes]:
+    """A version's routes, and the same where none is asked for."""
+    (((name, _), both),) = routes.items()
+    return {**routes, (name, ""): both}
 
 
 def publish(name: str, published: Published, metrics: Metrics) -> PipelineMetrics:

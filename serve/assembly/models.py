@@ -29,7 +29,7 @@ from serve.batching.collector import Collector
 from serve.batching.runner import Runner
 from serve.budgets.ladder import Ladder, Rung
 from serve.errors import InvalidInput
-from serve.ingress.grpc_methods import ModelKey
+from serve.ingress.grpc_methods import InferRoutes, ModelKey
 from serve.ingress.wire.infer_codecs import ModelEndpoint
 from serve.observability.metrics import Metrics
 from serve.observability.model_statistics import BatchTimes, ModelStatistics
@@ -109,9 +109,9 @@ class ModelServices:
                 found |= unversioned_http(name, versions[number].service.http)
         return found
 
-    def infer_routes(self) -> dict[ModelKey, Route]:
+    def infer_routes(self) -> dict[ModelKey, InferRoutes]:
         """By name and version, and of the newest without it."""
-        found: dict[ModelKey, Route] = {}
+        found: dict[ModelKey, InferRoutes] = {}
         for versions in self._placed.values():
             for number in sorted(versions):
                 found |= unversioned_infer(versions[number].service.infer)

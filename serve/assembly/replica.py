@@ -26,7 +26,7 @@ from serve.errors import HeadroomError, NotReady
 from serve.ingress.admission import Admission
 from serve.ingress.grpc_health import Health, reflection_streams
 from serve.ingress.grpc_listener import GrpcListener, grpc_listener, is_native
-from serve.ingress.grpc_methods import GrpcMethods, ModelKey
+from serve.ingress.grpc_methods import GrpcMethods, InferRoutes, ModelKey
 from serve.ingress.http import HttpListener
 from serve.ingress.http_app import main_app, metrics_app
 from serve.ingress.ledger import Ledger
@@ -149,7 +149,7 @@ class Replica:
     def _http_routes(self) -> dict[HttpKey, Route]:
         return self._models.http_routes() | {k: route for s in self._pipelines.values() for k, route in s.http.items()}
 
-    def _infer_routes(self) -> dict[ModelKey, Route]:
+    def _infer_routes(self) -> dict[ModelKey, InferRoutes]:
         return self._models.infer_routes() | {
             k: route for s in self._pipelines.values() for k, route in s.infer.items()
         }

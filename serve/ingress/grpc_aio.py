@@ -25,7 +25,7 @@ from serve.errors import HeadroomError, Internal, Overloaded
 from serve.ingress.gate import Gate
 from serve.ingress.grpc_aio_stream import ScoreStream
 from serve.ingress.grpc_metadata import answer_trailing, call_context, error_trailing, timeout_ms
-from serve.ingress.grpc_methods import GrpcMethods, ModelKey, StreamMethod
+from serve.ingress.grpc_methods import GrpcMethods, InferRoutes, ItemStream, ModelKey, StreamMethod
 from serve.ingress.ledger import Ledger, Settled
 from serve.ingress.status import grpc_status
 from serve.settings import GrpcTls, Limits
@@ -72,7 +72,7 @@ class AioGrpcListener:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=5)
 
-    def change_models(self, models: Mapping[ModelKey, Route]) -> None:
+    def change_models(self, models: Mapping[ModelKey, InferRoutes]) -> None:
         """What `ModelInfer` serves from now on."""
         self.methods.models = models
 
@@ -138,13 +138,13 @@ class AioGrpcListener:
         call.set_trailing_metadata(trailing)
         return answer.encoded.body
 
-    async def answer_scored(self, route: Route, messages: AsyncIterator[bytes], call: Any) -> None:
+    async def answer_items(self, kind: ItemStream, messages: AsyncIterator[bytes], call: Any) -> None:
         """A bidirectional stream: each message is an arrival of its own."""
-        _, error = self._context(call, route.budget_ms)
+        _, error = self._context(call, OTHER_BUDGET_MS)
         if error is not None:
             await self._refuse(call, b"", error)
-        stream = ScoreStream(route, call, self.limits.max_streams_per_connection)
-        await stream.run(messages, partial(self.admit, route))
+        stream = ScoreStream(kind, call, self.limits.max_streams_per_connection)
+        await stream.run(messages, self.admit)
 
     async def answer_stream(self, path: str, messages: AsyncIterator[bytes], call: Any) -> None:
         """A stream of its own kind."""
@@ -271,8 +271,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             return grpc.unary_unary_rpc_method_handler(partial(listener.answer_unary, path))
         if path in methods.direct:
             return grpc.unary_unary_rpc_method_handler(partial(listener.answer_direct, path))
-        if (route := methods.scored.get(path)) is not None:
-            return grpc.stream_stream_rpc_method_handler(partial(listener.answer_scored, route))
+        if (kind := methods.item_stream(path)) is not None:
+            return grpc.stream_stream_rpc_method_handler(partial(listener.answer_items, kind))
         if path in methods.streams:
             return grpc.stream_stream_rpc_method_handler(partial(listener.answer_stream, path))
         return None

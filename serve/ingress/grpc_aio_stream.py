@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+from typing import Any
 
-from serve.batching.arrival import Answer, Arrival, Route, StreamCodec
+from serve.batching.arrival import Answer, Arrival, Route
+from serve.errors import HeadroomError
+from serve.ingress.grpc_methods import ItemStream
 
-Admit = Callable[[bytes, Any, Any], Arrival]
+Admit = Callable[[Route, bytes, Any, Any], Arrival]
 
 
 class ScoreStream:
     """One call. Answers may leave in another order than their messages arrived; they carry their item's id."""
 
-    def __init__(self, route: Route, call: Any, max_in_flight: int) -> None:
-        self._codec = cast(StreamCodec, route.codec)
+    def __init__(self, kind: ItemStream, call: Any, max_in_flight: int) -> None:
+        self._kind = kind
         self._call = call
         self._room = asyncio.Semaphore(max_in_flight)
         self._answers: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -43,7 +45,10 @@ class ScoreStream:
         try:
             async for payload in messages:
                 await self._room.acquire()
-                self._waiting.add(admit(payload, self._call, self))
+                try:
+                    self._waiting.add(admit(self._kind.route(payload), payload, self._call, self))
+                except HeadroomError as error:
+                    self._answers.put_nowait(self._kind.encode_error(payload, error))
         finally:
             self._has_read_all = True
             self._end_if_done()
@@ -51,11 +56,11 @@ class ScoreStream:
     def deliver(self, answer: Answer) -> None:
         """One message's answer, in the loop's thread."""
         self._waiting.discard(answer.arrival)
-        encoded = answer.encoded
-        if encoded is None:
+        if answer.encoded is None:
             assert answer.error is not None
-            encoded = self._codec.encode_error(answer.arrival.payload, answer.error)
-        self._answers.put_nowait(encoded.body)
+            self._answers.put_nowait(self._kind.encode_error(answer.arrival.payload, answer.error))
+        else:
+            self._answers.put_nowait(answer.encoded.body)
         self._end_if_done()
 
     def _end_if_done(self) -> None:

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple, cast
 
-from serve.batching.arrival import Route
+from serve.batching.arrival import Route, StreamCodec
 from serve.budgets.deadline import LOAD_BUDGET_MS, OTHER_BUDGET_MS
 from serve.context import RequestContext
 from serve.errors import HeadroomError, NotReady
-from serve.ingress.wire.infer_codecs import MODEL_INFER, model_of, unknown_model
+from serve.ingress.wire.infer_codecs import MODEL_INFER, MODEL_STREAM_INFER, model_of, stream_error, unknown_model
 
 DirectMethod = Callable[[bytes, RequestContext], bytes | Awaitable[bytes]]
 """Answered by the listener: health, metadata, configuration, records. Raises HeadroomError."""
 StreamMethod = Callable[[AsyncIterator[bytes], RequestContext], AsyncGenerator[bytes, None]]
 """Messages in, messages out, each in its own time. Raises HeadroomError."""
 ModelKey = tuple[str, str]
+
+
+class InferRoutes(NamedTuple):
+    """Of one model: `ModelInfer`, and a message of `ModelStreamInfer`."""
+
+    unary: Route
+    stream: Route
+
+
+@dataclass(frozen=True, slots=True)
+class ItemStream:
+    """A bidirectional stream whose messages are items of their own, answered as they come, by batches."""
+
+    route: Callable[[bytes], Route]
+    """Where a message goes. Raises HeadroomError."""
+    encode_error: Callable[[bytes, HeadroomError], bytes]
+    """The message that stands for an item's error."""
 
 
 @dataclass(slots=True)
@@ -28,10 +46,10 @@ class GrpcMethods:
     direct: Mapping[str, DirectMethod]
     streams: Mapping[str, StreamMethod] = field(default_factory=dict)
     scored: Mapping[str, Route] = field(default_factory=dict)
-    """Bidirectional streams whose messages are items of their own, answered as they come, by batches."""
+    """Item streams of a pipeline, whose every message has one route."""
     closed: Mapping[str, str] = field(default_factory=dict)
-    models: Mapping[ModelKey, Route] = field(default_factory=dict)
-    """Of `ModelInfer`, by name and version."""
+    models: Mapping[ModelKey, InferRoutes] = field(default_factory=dict)
+    """By name and version."""
     slow: Collection[str] = ()
     """Direct methods that load or unload."""
     no_model: Callable[[str, str], HeadroomError] = unknown_model
@@ -53,8 +71,21 @@ class GrpcMethods:
             return route
         if (reason := self.closed.get(path)) is not None:
             raise NotReady(reason)
-        key = model_of(payload)
-        route = self.models.get(key)
+        return self._of_model(payload).unary
+
+    def item_stream(self, path: str) -> ItemStream | None:
+        """The item stream of that path."""
+        if path == MODEL_STREAM_INFER:
+            return ItemStream(lambda payload: self._of_model(payload).stream, stream_error)
+        route = self.scored.get(path)
         if route is None:
+            return None
+        codec = cast(StreamCodec, route.codec)
+        return ItemStream(lambda _: route, lambda payload, error: codec.encode_error(payload, error).body)
+
+    def _of_model(self, payload: bytes) -> InferRoutes:
+        key = model_of(payload)
+        routes = self.models.get(key)
+        if routes is None:
             raise self.no_model(*key)
-        return route
+        return routes

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernels.transport import EventKind
-from serve.batching.arrival import Answer, Arrival, Route
+from serve.batching.arrival import Answer, Arrival
 from serve.budgets.deadline import Deadline, limited
 from serve.budgets.wheel import TimingWheel
 from serve.context import RequestContext, RequestIds
-from serve.errors import Cancelled, DeadlineExceeded, HeadroomError
+from serve.errors import Cancelled, DeadlineExceeded, HeadroomError, NotReady
 from serve.ingress.gate import late_answers
 from serve.ingress.grpc_metadata import answer_trailing, call_context, timeout_ms
-from serve.ingress.grpc_methods import GrpcMethods, ModelKey
+from serve.ingress.grpc_methods import GrpcMethods, InferRoutes, ItemStream, ModelKey
 from serve.ingress.grpc_native_other import OtherCalls
 from serve.ingress.grpc_native_stream import ScoredStream
 from serve.ingress.grpc_native_table import MethodTable
@@ -104,7 +104,7 @@ class NativeGrpcListener:
         self._others.stop()
         self._count_unseen()
 
-    def change_models(self, models: Mapping[ModelKey, Route]) -> None:
+    def change_models(self, models: Mapping[ModelKey, InferRoutes]) -> None:
         """What `ModelInfer` serves from now on; from one thread at a time."""
         self._methods.models = models
         self._table.set_models(models)
@@ -239,10 +239,16 @@ class NativeGrpcListener:
             self.reply(wrong)
         now_ns = time.monotonic_ns()
         for index, arrivals in pushed.items():
-            self._push(index, arrivals, now_ns)
+            self._push(self._table.group_of_route[index], arrivals, now_ns)
 
-    def _push(self, index: int, arrivals: list[Arrival], now_ns: int) -> None:
-        group = self._table.group_of_route[index]
+    def _push_alone(self, arrival: Arrival, now_ns: int) -> None:
+        group = self._table.group_of(arrival.route)
+        if group is None:
+            gone = NotReady(f"{arrival.route.pipeline} was unloaded meanwhile")
+            return self.reply([Answer(arrival, None, gone)])
+        return self._push(group, [arrival], now_ns)
+
+    def _push(self, group: int, arrivals: list[Arrival], now_ns: int) -> None:
         refused = self._table.entrances[group].push(arrivals, now_ns)
         if refused:
             self.reply([Answer(arrival, None, error) for arrival, error in refused])
@@ -285,7 +291,7 @@ class NativeGrpcListener:
         error = error or self._limit(arrival, route.codec.timeout_us)
         if error is not None:
             return self.reply([Answer(arrival, None, error)])
-        return self._push(self._table.index_of(route), [arrival], time.monotonic_ns())
+        return self._push_alone(arrival, time.monotonic_ns())
 
     # Streams and ends
 
@@ -306,26 +312,31 @@ class NativeGrpcListener:
     def _open_stream(self, call: Call) -> None:
         context, error = self._context(call)
         path = self._table.paths[call.route]
-        route = self._methods.scored.get(path)
-        if route is None or error is not None:
+        kind = self._methods.item_stream(path)
+        if kind is None or error is not None:
             return self._others.open_stream(call, path, context, error)
         header_ms, _ = timeout_ms(dict(call.metadata))
-        admit = partial(self._admit_message, route, min(route.budget_ms, header_ms or route.budget_ms), context)
-        self._streams[call.id] = ScoredStream(call, self._transport, route, admit, self._close_stream)
+        admit = partial(self._admit_message, kind, header_ms, context)
+        self._streams[call.id] = ScoredStream(call, self._transport, kind, admit, self._close_stream)
         return None
 
     def _admit_message(
-        self, route: Route, budget_ms: float, opened: RequestContext, stream: ScoredStream, payload: bytes
+        self, kind: ItemStream, header_ms: float | None, opened: RequestContext, stream: ScoredStream, payload: bytes
     ) -> None:
-        """A message of a stream, an arrival of its own: with a deadline of its own, within the call's."""
+        """A message of a stream, an arrival of its own: with a deadline of its own, within the call's. Raises
+        HeadroomError for one that goes nowhere.
+        """
         now_ns = time.monotonic_ns()
+        route = kind.route(payload)
+        budget_ms = min(route.budget_ms, header_ms or route.budget_ms)
         at_ns = min(now_ns + int(budget_ms * 1e6), opened.deadline.at_ns)
-        context = RequestContext(opened.request_id, Deadline(at_ns), now_ns, opened.traceparent)
+        deadline = limited(Deadline(at_ns), now_ns, route.codec.timeout_us(payload))
+        context = RequestContext(opened.request_id, deadline, now_ns, opened.traceparent)
         arrival = Arrival(context, payload, route, route.codec.count_items(payload), self, stream)
         self._ledger.opened(1)
         stream.expect(arrival)
         self._wheel.add(arrival.context.deadline.at_ns, arrival)
-        self._push(self._table.index_of(route), [arrival], now_ns)
+        self._push_alone(arrival, now_ns)
 
     def _close_stream(self, call: Call) -> None:
         self._streams.pop(call.id, None)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from serve.batching.arrival import Answer, Arrival, Route, StreamCodec
+from serve.batching.arrival import Answer, Arrival
+from serve.errors import HeadroomError
+from serve.ingress.grpc_methods import ItemStream
 
 if TYPE_CHECKING:
     from kernels.transport import Call, Transport
@@ -23,13 +25,13 @@ class ScoredStream:
         self,
         call: Call,
         transport: Transport,
-        route: Route,
+        kind: ItemStream,
         admit: Callable[[ScoredStream, bytes], None],
         close: Callable[[Call], None],
     ) -> None:
         self._call = call
         self._transport = transport
-        self._codec = cast(StreamCodec, route.codec)
+        self._kind = kind
         self._admit = admit
         self._close = close
         self._lock = threading.Lock()
@@ -44,7 +46,10 @@ class ScoredStream:
         """A message: waits for its batch."""
         with self._lock:
             self._num_waiting += 1
-        self._admit(self, payload)
+        try:
+            self._admit(self, payload)
+        except HeadroomError as error:
+            self._send(self._kind.encode_error(payload, error))
 
     def expect(self, arrival: Arrival) -> None:
         """A message's arrival, before it is pushed."""
@@ -57,9 +62,15 @@ class ScoredStream:
         encoded = answer.encoded
         if encoded is None:
             assert answer.error is not None
-            encoded = self._codec.encode_error(answer.arrival.payload, answer.error)
+            self._send(self._kind.encode_error(answer.arrival.payload, answer.error))
+        else:
+            self._send(encoded.body)
+        return True
+
+    def _send(self, body: bytes) -> None:
+        """One message's answer, of however many there are still to come."""
         with self._lock:  # around sending, too: `writable` may come before it has returned
-            has_piled_up = self._transport.send(self._call, encoded.body)
+            has_piled_up = self._transport.send(self._call, body)
             self._num_waiting -= 1
             self._is_piled_up = self._is_piled_up or has_piled_up
             if self._is_piled_up:
@@ -72,7 +83,6 @@ class ScoredStream:
             self._transport.grant(self._call, granted)
         if is_done:
             self._finish()
-        return True
 
     def on_writable(self) -> None:
         """The client has taken what had piled up."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from serve.batching.arrival import Arrival, Entrance, Route
 from serve.errors import NotReady, Overloaded
-from serve.ingress.grpc_methods import GrpcMethods, ModelKey
+from serve.ingress.grpc_methods import GrpcMethods, InferRoutes, ModelKey
 from serve.ingress.ledger import Ledger
-from serve.ingress.wire.infer_codecs import MODEL_INFER
+from serve.ingress.wire.infer_codecs import MODEL_INFER, MODEL_STREAM_INFER
 from serve.settings import Limits
 
 if TYPE_CHECKING:
@@ -75,12 +75,14 @@ class MethodTable:
         for path, route in methods.scored.items():
             self._add(path, route)
             self._streams[path] = (self._add(path, None), True)
+        self._streams[MODEL_STREAM_INFER] = (self._add(MODEL_STREAM_INFER, None), True)
         for path in methods.streams:
             self._streams[path] = (self._add(path, None), False)
         self.set_models(methods.models)
 
-    def set_models(self, models: Mapping[ModelKey, Route]) -> None:
+    def set_models(self, routes: Mapping[ModelKey, InferRoutes]) -> None:
         """What `ModelInfer` serves from now on. A route may have several keys: its version, and none."""
+        models = {key: both.unary for key, both in routes.items()}
         key_of_route: dict[int, ModelKey] = {}
         for key, route in models.items():
             key_of_route[id(route)] = max(key, key_of_route.get(id(route), key))
@@ -126,6 +128,10 @@ class MethodTable:
     def index_of(self, route: Route) -> int:
         """The number of a route that is served. Raises KeyError."""
         return self._index_of_route[id(route)]
+
+    def group_of(self, route: Route) -> int | None:
+        """The queue that a route's entrance takes from; None where its model is not served any more."""
+        return self._group_of_entrance.get(id(route.entrance))
 
     # As the transport takes it
 

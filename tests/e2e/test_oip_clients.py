@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import queue
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from typing import Any
 
@@ -235,3 +237,81 @@ def test_a_missing_required_field_of_the_pipeline_is_named(caller: Caller) -> No
     del sent["amount"]
     with pytest.raises(InferenceServerException, match="amount"):
         caller("infer", PIPELINE, fraud_inputs(caller, [sent]))
+
+
+# Streams
+
+
+def streamed(server: Server, requests: list[dict[str, Any]], **options: Any) -> list[tuple[Any, Any]]:
+    """What `start_stream` and `async_stream_infer` of the unmodified client bring: (result, error) as they come."""
+    found: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        client.start_stream(lambda result, error: found.put((result, error)), **options)
+        for request in requests:
+            client.async_stream_infer(**request)
+        got = [found.get(timeout=30) for _ in requests]
+        client.stop_stream()
+    assert found.empty()
+    return got
+
+
+def stream_request(name: str, values: np.ndarray[Any, Any], request_id: str) -> dict[str, Any]:
+    tensor = tritonclient.grpc.InferInput("input__0", list(values.shape), "FP32")
+    tensor.set_data_from_numpy(values)
+    return {"model_name": name, "inputs": [tensor], "request_id": request_id}
+
+
+def test_a_stream_answers_each_request_by_its_id_and_wrong_ones_in_it(server: Server) -> None:
+    batches = {f"r{n}": rows(n + 1) for n in range(20)}
+    requests = [stream_request(MODEL, values, name) for name, values in batches.items()]
+    wrong = [
+        stream_request("nope", rows(1), "unknown"), stream_request(MODEL, rows(1)[:, :7], "shape"),
+        {**stream_request(MODEL, rows(1), "version"), "model_version": "9"},
+    ]  # fmt: skip
+    for request in requests[:3]:
+        request["enable_empty_final_response"] = True
+    results, errors = {}, {}
+    for result, error in streamed(server, [*requests[:7], *wrong, *requests[7:]]):
+        if error is None:
+            results[result.get_response().id] = result.as_numpy("output__0")
+        else:
+            errors[str(error)] = error
+    assert results.keys() == batches.keys()
+    for name, values in batches.items():
+        np.testing.assert_allclose(results[name], expected(values), atol=2e-6)
+    assert len(errors) == 3
+    assert any("Request for unknown model: 'nope'" in text for text in errors)
+    assert any("[1, 7]" in text for text in errors)
+
+
+def test_a_stream_by_the_asynchronous_client(server: Server) -> None:
+    async def ask() -> list[str]:
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            for n in range(5):
+                yield stream_request(MODEL, rows(n + 1), f"r{n}")
+
+        async with tritonclient.grpc.aio.InferenceServerClient(server.grpc) as client:
+            found = []
+            async for result, error in client.stream_infer(requests()):
+                assert error is None
+                found.append(result.get_response().id)
+            return found
+
+    assert sorted(asyncio.run(ask())) == [f"r{n}" for n in range(5)]
+
+
+def test_a_stream_may_be_left_and_packed(server: Server) -> None:
+    assert streamed(server, [stream_request(MODEL, rows(50), "packed")], compression_algorithm="gzip")[0][1] is None
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        client.start_stream(lambda result, error: None, stream_timeout=10)
+        client.async_stream_infer(**stream_request(MODEL, rows(1), "left"))
+        client.stop_stream(cancel_requests=True)
+    assert streamed(server, [stream_request(MODEL, rows(1), "again")])[0][1] is None
+
+
+def test_a_pipeline_is_streamed_as_a_model_is(server: Server) -> None:
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        metadata = client.get_model_metadata(PIPELINE)
+    assert metadata.name == PIPELINE
+    (_, error), *_ = streamed(server, [stream_request(PIPELINE, rows(1), "no transaction")])
+    assert error is not None  # it has other inputs: said in-band

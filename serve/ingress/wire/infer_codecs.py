@@ -21,12 +21,15 @@ from serve.ingress.http_request import HttpRequest
 from serve.ingress.wire import oip_grpc, oip_http
 from serve.ingress.wire.content_encoding import chosen_encoding, compress, decompress
 from serve.ingress.wire.json_errors import Undecodable
-from serve.ingress.wire.oip_layouts import Asked, Layouts
+from serve.ingress.wire.oip_layouts import Asked, Layouts, varint
 from serve.pipelines.infer.contract import Inferred, InferRequest, InferResponse
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+MODEL_STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 _HEADER_LENGTH = "inference-header-content-length"
 _NAME_TAG, _VERSION_TAG = 0x0A, 0x12
+_INFER_RESPONSE = b"\x12"
+"""Of a ModelStreamInferResponse."""
 _LONG_BYTES = 16 << 10
 """Of a message whose search for a word takes longer than looking its layout up."""
 
@@ -153,6 +156,33 @@ class GrpcInferCodec:
         """Raw contents."""
         response = self._model.response(request.request, outcomes)
         return Encoded(oip_grpc.encode_infer(response, request.request, request.layout), "application/grpc")
+
+
+class GrpcStreamInferCodec(GrpcInferCodec):
+    """One message of `inference.GRPCInferenceService/ModelStreamInfer`."""
+
+    endpoint = "ModelStreamInfer"
+
+    def encode(self, request: Asked, outcomes: Sequence[Outcome[Any]]) -> Encoded:
+        """The response in its envelope."""
+        body = super().encode(request, outcomes).body
+        return Encoded(b"".join((_INFER_RESPONSE, varint(len(body)), body)), "application/grpc")
+
+    def encode_error(self, payload: bytes, error: HeadroomError) -> Encoded:
+        """In-band, as `stream_error` has it."""
+        return Encoded(stream_error(payload, error), "application/grpc")
+
+
+def stream_error(payload: bytes, error: HeadroomError) -> bytes:
+    """A ModelStreamInferResponse that says what was wrong with a message, by its id; the stream goes on."""
+    response = pb.ModelStreamInferResponse(error_message=error.message)
+    try:
+        request = pb.ModelInferRequest.FromString(payload)
+    except DecodeError:
+        request = pb.ModelInferRequest()
+    response.infer_response.id, response.infer_response.model_name = request.id, request.model_name
+    body: bytes = response.SerializeToString()
+    return body
 
 
 def model_of(payload: bytes) -> tuple[str, str]:

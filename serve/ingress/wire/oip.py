@@ -111,6 +111,9 @@ def request_options(parameters: Mapping[str, Any]) -> RequestOptions:
     _check_type(is_binary, "binary_data_output", (bool,))
     timeout_us = _unsigned(kept.pop("timeout"), "timeout") if "timeout" in kept else 0
     priority = _unsigned(kept.pop("priority"), "priority") if "priority" in kept else 0
+    kept.pop(
+        "triton_enable_empty_final_response", None
+    )  # asked by every streaming client; here each answer is the last
     for name, value in kept.items():
         if name.startswith(_RESERVED_PREFIX) or name == "headers":
             raise InvalidInput(

@@ -20,7 +20,7 @@ from serve.context import RequestContext
 from serve.ingress import grpc_listener
 from serve.ingress.grpc_aio import AioGrpcListener
 from serve.ingress.grpc_health import Health
-from serve.ingress.grpc_methods import GrpcMethods
+from serve.ingress.grpc_methods import GrpcMethods, InferRoutes
 from serve.ingress.grpc_native import NativeGrpcListener
 from serve.ingress.ledger import Ledger
 from serve.ingress.wire.infer_codecs import MODEL_INFER
@@ -176,7 +176,7 @@ def test_a_message_whose_model_comes_last_has_its_models_budget(tmp_path: Path) 
     recorded = Metrics.open(tmp_path / "of the model", version="0")
     recorder = recorded.pipeline("m", (), budget_ms=200.0, stage_budgets_ms={})
     never = Route(SlowCodec(), NeverRuns(), 200.0, recorder, "m")  # type: ignore[arg-type]
-    methods = GrpcMethods(batched={}, direct={}, models={("m", ""): never})
+    methods = GrpcMethods(batched={}, direct={}, models={("m", ""): InferRoutes(never, never)})
     named, identified = ModelInferRequest(model_name="m"), ModelInferRequest(id="7")
     with listening(tmp_path, methods) as (_, target, _), grpc.insecure_channel(target) as channel:
         for message in (named.SerializeToString() + identified.SerializeToString(),

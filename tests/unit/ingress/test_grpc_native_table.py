@@ -9,7 +9,7 @@ import pytest
 
 from serve.batching.arrival import Route
 from serve.budgets.deadline import OTHER_BUDGET_MS
-from serve.ingress.grpc_methods import GrpcMethods
+from serve.ingress.grpc_methods import GrpcMethods, InferRoutes
 from serve.ingress.grpc_native_table import MethodTable
 from serve.ingress.wire.infer_codecs import MODEL_INFER
 from serve.settings import Limits
@@ -80,7 +80,8 @@ def score(entrance: Entrance) -> Route:
 def table(entrance: Entrance, score: Route, model: Route) -> MethodTable:
     methods = GrpcMethods(
         batched={SCORE: score, BATCH: route_to(entrance, 30.0)}, direct={CHECK: lambda payload, _: payload},
-        scored={STREAM: score}, closed={CLOSED: "no model"}, models={("m", ""): model, ("m", "1"): model},
+        scored={STREAM: score}, closed={CLOSED: "no model"},
+        models=dict.fromkeys((("m", ""), ("m", "1")), InferRoutes(model, model)),
     )  # fmt: skip
     return MethodTable(methods)
 
