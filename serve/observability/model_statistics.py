@@ -7,19 +7,18 @@ that its batch took.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
-
-import numpy as np
 
 from serve.observability.families import LAST_INFERENCE, MODEL_BATCHES, MODEL_TIMES
 from serve.observability.folder import Snapshot
 from serve.observability.metrics import Clock, Recorder
-from serve.observability.shared import MetricsFile, Slots
+from serve.observability.shared import MetricsFile
 
 _DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 _INFERENCES, _EXECUTIONS, _FIRST_DURATION = 0, 1, 2
+_FIRST_STAGE = _FIRST_DURATION + 2 * _DURATIONS.index("compute_input")
 _MAX_SIZES = 64
 """Different batch sizes that are told apart; further ones count in the totals alone."""
 
@@ -68,35 +67,36 @@ class ModelStatistics(Recorder):
     def __init__(self, file: MetricsFile, clock_ns: Clock, name: str, version: str) -> None:
         super().__init__(file, clock_ns)
         self._labels = (name, version)
-        self._totals: Slots = self._slots(MODEL_TIMES, self._labels)
+        self._totals = self._slots(MODEL_TIMES, self._labels).data
         self._last = self._cell(LAST_INFERENCE, self._labels)
-        self._sizes: dict[int, Slots] = {}
+        self._sizes: dict[int, memoryview[int]] = {}
 
-    def observe(self, times: BatchTimes, executions: Iterable[tuple[int, int]], now_ms: int) -> None:
+    def observe(self, times: BatchTimes, executions: Collection[tuple[int, int]], now_ms: int) -> None:
         """Adds a batch. `executions`: rows of each run of the model, and how often it ran with so many."""
-        ok, failed = times.num_ok, times.num_failed
+        ok = times.num_ok
         stages = times.input_ns, times.infer_ns, times.output_ns
-        runs = list(executions)
-        added = np.array(
-            [
-                sum([rows * n for rows, n in runs]), sum([n for _, n in runs]),
-                ok, times.ok_ns, failed, times.failed_ns, ok, times.queue_ns,
-                ok, ok * stages[0], ok, ok * stages[1], ok, ok * stages[2],
-            ],
-            np.int64,
-        )  # fmt: skip
-        with self._lock:
-            self._totals += added
+        with self._lock:  # number by number: an array costs more
+            totals = self._totals
+            for at, n in enumerate((ok, times.ok_ns, times.num_failed, times.failed_ns, ok, times.queue_ns)):
+                totals[_FIRST_DURATION + at] += n
+            for at, ns in enumerate(stages):
+                totals[_FIRST_STAGE + 2 * at] += ok
+                totals[_FIRST_STAGE + 2 * at + 1] += ok * ns
             self._last[0] = now_ms
-            for rows, n in runs:
+            share = max(1, len(executions))
+            for rows, n in executions:
+                totals[_INFERENCES] += rows * n
+                totals[_EXECUTIONS] += n
                 slots = self._size(rows)
                 if slots is not None:
-                    slots += np.array([n, *(n * ns // len(runs) for ns in stages)], np.int64)
+                    slots[0] += n
+                    for at, ns in enumerate(stages):
+                        slots[1 + at] += n * ns // share
 
-    def _size(self, rows: int) -> Slots | None:
+    def _size(self, rows: int) -> memoryview[int] | None:
         slots = self._sizes.get(rows)
         if slots is None and len(self._sizes) < _MAX_SIZES:
-            slots = self._sizes[rows] = self._slots(MODEL_BATCHES, (*self._labels, str(rows)))
+            slots = self._sizes[rows] = self._slots(MODEL_BATCHES, (*self._labels, str(rows))).data
         return slots
 
 

@@ -25,13 +25,14 @@ class InferFlow:
     def __init__(self, model: Model, labels: Mapping[str, Sequence[str]]) -> None:
         self._model = model
         self._labels = labels
+        self._by_requests = model if isinstance(model, RequestModel) else None
 
     def run(self, items: Sequence[InferRequest], batch: Batch) -> Sequence[Outcome[Inferred]]:
         """One answer per request, in order."""
         batch.timings.start()
         model = self._model
-        if isinstance(model, RequestModel):
-            return self._run_requests(model, items, batch)
+        if self._by_requests is not None:
+            return self._run_requests(self._by_requests, items, batch)
         if model.spec.max_batch_size > 0:
             outputs = _run_together(model, items, batch.runs)
         else:
