@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -93,10 +94,10 @@ class View:
         if self._pipeline(name, version) is None:
             self._repository.model(name, version)
 
-    def repository_index(self, *, only_ready: bool) -> Any:
+    async def repository_index(self, *, only_ready: bool) -> Any:
         """Every model and version with its state and the reason where it is not ready."""
         index = pb.RepositoryIndexResponse()
-        for state in self._repository.states():
+        for state in await asyncio.to_thread(self._repository.states):
             if state.state == "READY" or not only_ready:
                 index.models.add(name=state.name, version=state.version, state=state.state, reason=state.reason)
         for pipeline in self._pipelines.values():
@@ -107,7 +108,7 @@ class View:
         """Cumulative counts and times of every version that serves, or of those asked for. Raises NotFound."""
         wanted: list[tuple[str, str]] = []
         if not name:
-            wanted = [(s.name, s.version) for s in self._repository.states() if s.state == "READY"]
+            wanted = self._repository.ready()
             wanted += [(pipeline.name, pipeline.spec.version) for pipeline in self._pipelines.values()]
         elif (pipeline := self._pipeline(name, version)) is not None:
             wanted = [(name, pipeline.spec.version)]
@@ -207,9 +208,16 @@ def direct_methods(view: View) -> dict[str, DirectMethod]:
             lambda m: pb.ModelConfigResponse(config=view.model_config(m.name, m.version)),
         ),
         "ModelStatistics": (pb.ModelStatisticsRequest, lambda m: view.model_statistics(m.name, m.version)),
-        "RepositoryIndex": (pb.RepositoryIndexRequest, lambda m: view.repository_index(only_ready=m.ready)),
     }
-    return {f"/{OIP_SERVICE}/{name}": _direct(kind, answer) for name, (kind, answer) in answers.items()}
+
+    async def index(message: Any) -> bytes:
+        body: bytes = (await view.repository_index(only_ready=message.ready)).SerializeToString()
+        return body
+
+    return {
+        **{f"/{OIP_SERVICE}/{name}": _direct(kind, answer) for name, (kind, answer) in answers.items()},
+        f"/{OIP_SERVICE}/RepositoryIndex": lambda payload, _: index(_parsed(pb.RepositoryIndexRequest, payload)),
+    }
 
 
 def _direct(kind: Any, answer: Callable[[Any], Any]) -> DirectMethod:

@@ -27,7 +27,7 @@ from serve.ingress.grpc_metadata import answer_trailing, call_context, timeout_m
 from serve.ingress.grpc_methods import GrpcMethods, InferRoutes, ItemStream, ModelKey
 from serve.ingress.grpc_native_other import OtherCalls
 from serve.ingress.grpc_native_stream import ScoredStream
-from serve.ingress.grpc_native_table import MethodTable
+from serve.ingress.grpc_native_table import MethodTable, transport_limits
 from serve.ingress.ledger import Ledger, Settled
 from serve.ingress.status import grpc_status
 from serve.settings import GrpcTls, Limits
@@ -327,10 +327,17 @@ class NativeGrpcListener:
         HeadroomError for one that goes nowhere.
         """
         now_ns = time.monotonic_ns()
-        route = kind.route(payload)
+        try:
+            route = kind.route(payload)
+            timeout_us = route.codec.timeout_us(payload)
+        except HeadroomError as error:
+            self._ledger.opened(1)
+            code = grpc_status(error)
+            self._ledger.record_other(opened, "no_route", code, len(payload), 0, now_ns, error.kind)
+            raise
         budget_ms = min(route.budget_ms, header_ms or route.budget_ms)
         at_ns = min(now_ns + int(budget_ms * 1e6), opened.deadline.at_ns)
-        deadline = limited(Deadline(at_ns), now_ns, route.codec.timeout_us(payload))
+        deadline = limited(Deadline(at_ns), now_ns, timeout_us)
         context = RequestContext(opened.request_id, deadline, now_ns, opened.traceparent)
         arrival = Arrival(context, payload, route, route.codec.count_items(payload), self, stream)
         self._ledger.opened(1)
@@ -372,22 +379,6 @@ class NativeGrpcListener:
         """What the transport refused, or what ended in its queues."""
         for index, tally in self._transport.tallies():
             self._table.count_unseen(index, tally, self._ledger)
-
-
-def transport_limits(limits: Limits) -> dict[str, int]:
-    """As the transport names them."""
-    return {
-        "max_message_bytes": limits.max_body_bytes,
-        "max_header_bytes": limits.max_header_bytes,
-        "max_buffered_bytes": limits.max_buffered_bytes,
-        "max_streams": limits.max_streams_per_connection,
-        "max_connections": limits.max_connections,
-        "max_calls": limits.max_concurrent_requests,
-        "handshake_timeout_ns": int(limits.header_timeout_s * 1e9),
-        "write_timeout_ns": int(limits.write_timeout_s * 1e9),
-        "max_age_ns": int(limits.max_connection_age_s * 1e9),
-        "age_grace_ns": int(limits.drain_s * 1e9),
-    }
 
 
 def _stamp(tls: GrpcTls) -> tuple[int, ...]:

@@ -190,3 +190,19 @@ class MethodTable:
         ledger.count_unseen(route, label, _DEADLINE_EXCEEDED, expired)
         ledger.count_unseen(route, label, _CANCELLED, cancelled)
         ledger.count_unseen(route, label, _UNIMPLEMENTED if index == 0 else _INTERNAL, invalid)
+
+
+def transport_limits(limits: Limits) -> dict[str, int]:
+    """As the transport names them."""
+    return {
+        "max_message_bytes": limits.max_body_bytes,
+        "max_header_bytes": limits.max_header_bytes,
+        "max_buffered_bytes": limits.max_buffered_bytes,
+        "max_streams": limits.max_streams_per_connection,
+        "max_connections": limits.max_connections,
+        "max_calls": limits.max_concurrent_requests,
+        "handshake_timeout_ns": int(limits.header_timeout_s * 1e9),
+        "write_timeout_ns": int(limits.write_timeout_s * 1e9),
+        "max_age_ns": int(limits.max_connection_age_s * 1e9),
+        "age_grace_ns": int(limits.drain_s * 1e9),
+    }

@@ -46,7 +46,7 @@ class ServerView(Protocol):
 
     def model_statistics(self, name: str, version: str) -> Message: ...
 
-    def repository_index(self, *, only_ready: bool) -> Message: ...
+    async def repository_index(self, *, only_ready: bool) -> Message: ...
 
     async def load_model(self, name: str, parameters: Mapping[str, object], context: RequestContext) -> None: ...
 
@@ -197,7 +197,7 @@ def _unknown_model(view: ServerView) -> Handler:
 def _repository_index(view: ServerView) -> Handler:
     async def handler(request: Request) -> Response:
         wanted = await _json_object(request)
-        index = view.repository_index(only_ready=wanted.get("ready") is True)
+        index = await view.repository_index(only_ready=wanted.get("ready") is True)
         return _Json(as_json(index)["models"])
 
     return handler

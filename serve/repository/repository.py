@@ -89,7 +89,9 @@ class Repository:
 
     def parts_of(self, name: str, config: ModelConfig | None = None) -> list[str]:
         """Models that an ensemble is made of; none for other models."""
-        return parts_of(self._root / name) if config is None else step_names(config)
+        if config is not None:
+            return step_names(config)
+        return parts_of(self._root / name) if self._is_model(name) else []
 
     def load(self, name: str, config: ModelConfig | None = None, progress: Progress = lambda line: None) -> LoadResult:
         """Loads a model from its folder beside the instances that serve, and swaps only when all of it succeeded; what
@@ -177,8 +179,16 @@ class Repository:
         """The ready versions of a model; none where there is no such model."""
         return self._models.get(name, LoadedModel()).versions
 
+    def ready(self) -> list[tuple[str, str]]:
+        """Name and version of everything that serves."""
+        return [
+            (name, str(number)) for name, loaded in sorted(self._models.items()) for number in sorted(loaded.versions)
+        ]
+
     def states(self) -> list[ModelState]:
-        """Every model and version the repository knows, by name and version, with the reason of what failed."""
+        """Every model and version the repository knows, by name and version, with the reason of what failed; and what
+        else is in its folder, which is looked at: not for a listener's own thread.
+        """
         models, busy = self._models, self._busy
         try:
             never_loaded = {name: LoadedModel() for name in self.names() if name not in models}

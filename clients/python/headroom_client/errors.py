@@ -10,6 +10,7 @@ HeadroomClientError
 ├── NotReady            starting, draining, model not loaded
 ├── DeadlineExceeded    the deadline passed, here or at the server
 ├── Cancelled           the call was cancelled
+├── ModelFailed         the model's own code failed, and said this
 ├── DependencyFailed    something that the server depends on failed
 ├── Internal            a bug of the server; its log has the cause under request_id
 ├── ConnectionFailed    no server there, or the connection broke before an answer
@@ -102,6 +103,12 @@ class Cancelled(HeadroomClientError):
     """The call was cancelled before there was an answer."""
 
     default_kind = "cancelled"
+
+
+class ModelFailed(HeadroomClientError):
+    """The model's own code failed; the message is the model's."""
+
+    default_kind = "model_failed"
 
 
 class DependencyFailed(HeadroomClientError):

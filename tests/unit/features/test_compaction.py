@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 from serve.features import erasure
 from serve.features.database import held
 from serve.features.embedded import EmbeddedStore
+from tests.redis_server import until
 from tests.unit.features.erasure_cases import (
     VICTIM,
     erasures,
@@ -63,29 +64,37 @@ def test_reading_labelling_and_erasing_go_on_while_the_file_is_replaced(store, p
     score(store, events(64, seed=1))
     is_over = threading.Event()
     failures: list[Exception] = []
-
-    def again_and_again(work: Callable[[], object]) -> None:
-        try:
-            while not is_over.is_set():
-                work()
-        except Exception as error:
-            failures.append(error)
-
     works = (
         lambda: store.find("1-1"),
         lambda: store.label({"1-1": True}),
         lambda: store.erase("nobody"),
         store.read_log,
     )
-    threads = [threading.Thread(target=again_and_again, args=(work,)) for work in works]
+    num_done = [0] * len(works)
+
+    def again_and_again(index: int) -> None:
+        try:
+            while not is_over.is_set():
+                works[index]()
+                num_done[index] += 1
+        except Exception as error:
+            failures.append(error)
+
+    def have_gone_on(before: list[int]) -> bool:
+        return bool(failures) or all(n > was + 1 for n, was in zip(num_done, before, strict=True))
+
+    threads = [threading.Thread(target=again_and_again, args=(index,)) for index in range(len(works))]
     for thread in threads:
         thread.start()
-    for number in range(20):
-        store.erase(f"victim {number}")
-        housekeep_until_compacted(store, path)
-    is_over.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for number in range(20):
+            store.erase(f"victim {number}")
+            housekeep_until_compacted(store, path)
+            until(partial(have_gone_on, list(num_done)), "all of them go on")
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
     assert failures == []
 
 
