@@ -97,10 +97,6 @@ class ModelServices:
         """Of every version."""
         return [placed.service for versions in self._placed.values() for placed in versions.values()]
 
-    def has(self, name: str) -> bool:
-        """Whether any version of the model serves."""
-        return bool(self._placed.get(name))
-
     def http_routes(self) -> dict[HttpKey, Route]:
         """By version, and of the newest without it."""
         found: dict[HttpKey, Route] = {}
@@ -158,12 +154,11 @@ class ModelServices:
             )
 
     def _swap(self, result: LoadResult) -> None:
-        """New versions are warm before the first request comes; old ones end with their last answer."""
+        """New versions take over at once; old ones end with their last answer."""
         name, former = result.name, self._placed.get(result.name, {})
         placed = self._place(name)
         fresh = [one for number, one in placed.get(name, {}).items() if former.get(number) is not one]
         for one in fresh:
-            one.service.warm_up()
             one.service.runner.start()
         others = {other: versions for other, versions in self._placed.items() if other != name}
         self._placed = {**others, **placed}

@@ -17,6 +17,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from serve.backends.base import Model, ModelSpec
 from serve.errors import HeadroomError, InvalidInput
 from serve.repository.config import completed, fill_in, read_config, read_labels, spec_of, version_numbers, version_plan
+from serve.repository.warm_up import warm_up_requests
 
 Progress = Callable[[str], None]
 Loader = Callable[[Path, ModelConfig, ModelSpec, Progress], Model]
@@ -97,6 +98,12 @@ def _load_version(root: Path, folder: Path, config: ModelConfig, loader: Loader,
     if not (model.spec.inputs and model.spec.outputs):
         close_model(model)
         raise InvalidInput("it has no input or no output; config.pbtxt must name them, its backend cannot tell")
+    try:
+        for inputs in warm_up_requests(config, folder.parent):
+            model.infer(inputs)
+    except Exception:
+        close_model(model)
+        raise
     progress(f"{config.name} version {folder.name} ready in {(time.monotonic_ns() - started_ns) / 1e9:.1f} s")
     return model
 
