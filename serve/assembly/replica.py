@@ -66,6 +66,7 @@ class Replica:
         self._control: ModelControl
         self._http: HttpListener | None = None
         self._grpc: GrpcListener | None = None
+        self._repository: Repository
         self._lease: SocketLease
         self._metrics: Metrics
         self._access_log: AccessLog
@@ -86,7 +87,8 @@ class Replica:
         def describe(name: str, version: str) -> ModelSpec:
             return repository.model(name, version).spec
 
-        repository = Repository(repository_dir(settings), model_loaders(cache_dir(settings), ask, describe))
+        loaders = model_loaders(cache_dir(settings), ask, describe)
+        repository = self._repository = Repository(repository_dir(settings), loaders)
         parts = {} if settings.pipelines.fraud is None else {fraud.MODEL: "fraud"}
         load_at_start(settings.repository, repository, parts, self._progress)
         self._assemble(repository, parts)
@@ -131,6 +133,7 @@ class Replica:
             service.runner.stop(timeout_s=1.0)
         if self._fraud is not None:
             self._fraud.close()
+        self._repository.close()
         self._access_log.close()
         self._metrics.close()
         self._lease.close()
