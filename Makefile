@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 PYTEST_ARGS ?=
 # A real server answers in each of these; the rest of tests/e2e (limits, overload of bad clients, changes under load, kill -9) is `make test-e2e`.
-E2E := $(addprefix tests/e2e/test_,health.py fraud_http.py fraud_grpc.py fraud_records.py oip_clients.py http.py)
+E2E := $(addprefix tests/e2e/test_,health.py fraud_http.py fraud_grpc.py fraud_records.py oip_clients.py model_control.py http.py)
 TESTS := tests/unit tests/architecture tests/integration $(E2E)
 
 stamp = $(VENV)/.$(1)-$(shell sha256sum requirements/$(1).txt | cut -c1-16)
