@@ -70,8 +70,7 @@ class ModelControl:
         for key, value in parameters.items():
             if key != "unload_dependents" or not isinstance(value, bool):
                 raise InvalidInput(f"parameter {key[:64]!r} is not known; allowed: unload_dependents, true or false")
-        kind = "unload_with_parts" if parameters.get("unload_dependents") else "unload"
-        operation = Operation(kind, name)
+        operation = Operation("unload", name, with_parts=bool(parameters.get("unload_dependents")))
         await self._work.run(context, lambda: self._log.submit(operation))
 
     def _check_allowed(self) -> None:
@@ -85,7 +84,7 @@ class ModelControl:
         if operation.kind == "load":
             self._models.load(operation.model, operation.config)
         else:
-            self._models.unload(operation.model, with_parts=operation.kind == "unload_with_parts")
+            self._models.unload(operation.model, with_parts=operation.with_parts)
 
     def _look(self) -> dict[str, Stamp]:
         return {name: stamp_of(self._repository.folder(name)) for name in self._repository.names()}

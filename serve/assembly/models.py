@@ -34,7 +34,7 @@ from serve.ingress.wire.infer_codecs import ModelEndpoint
 from serve.observability.metrics import Metrics
 from serve.observability.model_statistics import BatchTimes, ModelStatistics
 from serve.pipelines.infer.flow import STAGES, InferFlow
-from serve.repository.config import config_of_json
+from serve.repository.config import config_of_json, step_names
 from serve.repository.loading import Progress, close_model
 from serve.repository.repository import LoadResult, Repository
 from serve.settings import ModelSettings, RepositorySettings, Settings
@@ -122,8 +122,9 @@ class ModelServices:
         with self._lock:
             self._check_free(name)
             given = config_of_json(config, name) if config else None
-            for part in self._repository.parts_of(name, given):
-                if not self._repository.loaded(part):
+            parts = self._repository.parts_of(name) if given is None else step_names(given)
+            for part in self._repository.with_parts(parts):
+                if part != name and not self._repository.loaded(part):
                     self._load(part, None, progress)
             self._load(name, given, progress)
 
@@ -133,9 +134,10 @@ class ModelServices:
         """
         with self._lock:
             self._check_free(name)
-            parts = self._repository.parts_of(name) if with_parts else []
+            parts = self._repository.with_parts(self._repository.parts_of(name)) if with_parts else []
             self._swap(self._repository.unload(name))
-            needed = {part for other in self._placed for part in self._repository.parts_of(other)} | set(self._parts_of)
+            others = [other for other in self._placed if other not in parts]
+            needed = {*self._repository.with_parts(others), *self._parts_of}
             for part in parts:
                 if part not in needed and self._repository.loaded(part):
                     self._swap(self._repository.unload(part))
@@ -169,6 +171,7 @@ class ModelServices:
             for one in former.values():
                 if one.model is model:
                     one.service.runner.stop(_RETIRE_S)
+            self._repository.wait_until_unasked(model, _RETIRE_S)
             close_model(model)
 
     def _place(self, name: str) -> dict[str, dict[int, _Placed]]:

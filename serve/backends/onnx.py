@@ -47,13 +47,14 @@ class OnnxModel:
 
     def infer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Runs one batch; raises InvalidInput where the model refuses the tensors' shapes or contents."""
-        if self._session is None:
+        session = self._session  # one and the same for the whole call: it may be closed meanwhile
+        if session is None:
             raise NotReady(f"model {self.spec.name} version {self.spec.version} is closed")
         feeds = dict(inputs)
         for name in self._text_inputs:
             feeds[name] = _as_text(feeds[name], name)
         try:
-            found = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+            found = dict(zip(self._outputs, session.run(self._outputs, feeds), strict=True))
         except Exception as error:
             raise _failure(error) from None
         for name in self._text_outputs:

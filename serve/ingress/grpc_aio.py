@@ -144,7 +144,18 @@ class AioGrpcListener:
         if error is not None:
             await self._refuse(call, b"", error)
         stream = ScoreStream(kind, call, self.limits.max_streams_per_connection)
-        await stream.run(messages, self.admit)
+        await stream.run(messages, partial(self._admit_item, kind))
+
+    def _admit_item(self, kind: ItemStream, payload: bytes, call: Any, token: Any) -> Arrival:
+        try:
+            route = kind.route(payload)
+        except HeadroomError as error:
+            self._ledger.opened(1)
+            context, _ = self._context(call, OTHER_BUDGET_MS)
+            now_ns, code = time.monotonic_ns(), grpc_status(error)
+            self._ledger.record_other(context, "no_route", code, len(payload), 0, now_ns, error.kind)
+            raise
+        return self.admit(route, payload, call, token)
 
     async def answer_stream(self, path: str, messages: AsyncIterator[bytes], call: Any) -> None:
         """A stream of its own kind."""

@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from serve.batching.arrival import Answer, Arrival, Route
+from serve.batching.arrival import Answer, Arrival
 from serve.errors import HeadroomError
 from serve.ingress.grpc_methods import ItemStream
 
-Admit = Callable[[Route, bytes, Any, Any], Arrival]
+Admit = Callable[[bytes, Any, Any], Arrival]
+"""Raises HeadroomError for a message that goes nowhere."""
 
 
 class ScoreStream:
@@ -46,7 +47,7 @@ class ScoreStream:
             async for payload in messages:
                 await self._room.acquire()
                 try:
-                    self._waiting.add(admit(self._kind.route(payload), payload, self._call, self))
+                    self._waiting.add(admit(payload, self._call, self))
                 except HeadroomError as error:
                     self._answers.put_nowait(self._kind.encode_error(payload, error))
         finally:

@@ -21,13 +21,13 @@ from serve.batching.arrival import Answer, Arrival
 from serve.budgets.deadline import Deadline, limited
 from serve.budgets.wheel import TimingWheel
 from serve.context import RequestContext, RequestIds
-from serve.errors import Cancelled, DeadlineExceeded, HeadroomError, NotReady
+from serve.errors import Cancelled, DeadlineExceeded, HeadroomError
 from serve.ingress.gate import late_answers
 from serve.ingress.grpc_metadata import answer_trailing, call_context, timeout_ms
 from serve.ingress.grpc_methods import GrpcMethods, InferRoutes, ItemStream, ModelKey
 from serve.ingress.grpc_native_other import OtherCalls
 from serve.ingress.grpc_native_stream import ScoredStream
-from serve.ingress.grpc_native_table import MethodTable, transport_limits
+from serve.ingress.grpc_native_table import MethodTable, transport_limits, unloaded
 from serve.ingress.ledger import Ledger, Settled
 from serve.ingress.status import grpc_status
 from serve.settings import GrpcTls, Limits
@@ -244,8 +244,7 @@ class NativeGrpcListener:
     def _push_alone(self, arrival: Arrival, now_ns: int) -> None:
         group = self._table.group_of(arrival.route)
         if group is None:
-            gone = NotReady(f"{arrival.route.pipeline} was unloaded meanwhile")
-            return self.reply([Answer(arrival, None, gone)])
+            return self.reply([Answer(arrival, None, unloaded(arrival.route))])
         return self._push(group, [arrival], now_ns)
 
     def _push(self, group: int, arrivals: list[Arrival], now_ns: int) -> None:

@@ -34,11 +34,16 @@ class _Plan:
     room: int = -1
 
 
+def unloaded(route: Route) -> NotReady:
+    """For a call that was on its way to a model that is not served any more."""
+    return NotReady(f"{route.pipeline} was unloaded meanwhile")
+
+
 class _Gone:
-    """The entrance of a model that is not served any more, for calls that were on their way to it."""
+    """The entrance of a model that is not served any more."""
 
     def push(self, arrivals: Sequence[Arrival], now_ns: int) -> list[tuple[Arrival, Overloaded | NotReady]]:
-        return [(arrival, NotReady(f"{arrival.route.pipeline} was unloaded meanwhile")) for arrival in arrivals]
+        return [(arrival, unloaded(arrival.route)) for arrival in arrivals]
 
     def room(self, budget_ms: float) -> tuple[int, int]:
         return _MAX_ROOM, _MAX_ROOM
@@ -88,7 +93,7 @@ class MethodTable:
             key_of_route[id(route)] = max(key, key_of_route.get(id(route), key))
         served = {key: models[key] for key in key_of_route.values()}
         for key, route in served.items():
-            if id(route) not in self._index_of_route:  # a pipeline's route is there by its own path
+            if id(route) not in self._index_of_route:  # else it serves on as it did
                 self._put_model(key, route)
         for key in self._index_of_model.keys() - served.keys():
             index = self._index_of_model[key]

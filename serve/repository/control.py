@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -37,9 +37,11 @@ _LOCK, _LOG = "lock", "log"
 class Operation(msgspec.Struct, frozen=True):
     """A load or an unload."""
 
-    kind: str
+    kind: Literal["load", "unload"]
     model: str
     config: str = ""
+    with_parts: bool = False
+    """An unload takes an ensemble's models away, too."""
 
 
 class _Progress(msgspec.Struct):

@@ -16,7 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serve.backends.base import Model, ModelSpec
 from serve.errors import HeadroomError, InvalidInput
-from serve.repository.config import completed, fill_in, read_config, read_labels, spec_of, version_numbers, version_plan
+from serve.repository.config import fill_in, read_config, read_labels, spec_of, version_numbers, version_plan
 from serve.repository.warm_up import warm_up_requests
 
 Progress = Callable[[str], None]
@@ -56,7 +56,7 @@ def load_model(
     try:
         model_dir = root / name
         _check_inside(root, model_dir)
-        config = read_config(model_dir) if config is None else completed(config, name)
+        config = config or read_config(model_dir)
         labels = read_labels(config, model_dir)
         loader = _loader(config, loaders)
         plan = version_plan(config, version_numbers(model_dir))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serve.backends.base import Model, ModelSpec, Tensor
 from serve.errors import HeadroomError, InvalidInput, NotFound, NotReady
-from serve.repository.config import is_model_folder, parts_of, step_names
+from serve.repository.config import is_model_folder, parts_of
 from serve.repository.loading import LoadedModel, Loader, Progress, close_model, load_model
 
 _MAX_NAME_LENGTH = 255
@@ -59,6 +60,8 @@ class Repository:
         self._models: Mapping[str, LoadedModel] = {}
         self._busy: Mapping[str, Literal["LOADING", "UNLOADING"]] = {}
         self._load_lock = threading.Lock()
+        self._num_asks: Counter[int] = Counter()
+        self._asks_changed = threading.Condition()
         self.on_asked: Callable[[ModelSpec, int, int], None] = lambda spec, rows, took_ns: None
         """Told of every request of one model to another: to whom, of how many rows, and how long it took."""
 
@@ -77,21 +80,34 @@ class Repository:
 
         Raises InvalidInput when there is no such folder, or no such model in it.
         """
-        names = self.names()
-        if only is not None:
-            if missing := sorted(set(only) - set(names)):
-                raise InvalidInput(f"model repository has no model {missing[0][:128]!r}; allowed: {', '.join(names)}")
-            names = [name for name in names if name in only]
-        names.sort(key=lambda name: bool(parts_of(self._root / name)))  # what is made of others comes last
+        there = self.names()
+        if only is not None and (missing := sorted(set(only) - set(there))):
+            raise InvalidInput(f"model repository has no model {missing[0][:128]!r}; allowed: {', '.join(there)}")
+        names = [name for name in self.with_parts(there if only is None else sorted(only)) if name in there]
         for index, name in enumerate(names, start=1):
             progress(f"loading model {index} of {len(names)}: {name}")
             self.load(name, progress=progress)
 
-    def parts_of(self, name: str, config: ModelConfig | None = None) -> list[str]:
+    def parts_of(self, name: str) -> list[str]:
         """Models that an ensemble is made of; none for other models."""
-        if config is not None:
-            return step_names(config)
         return parts_of(self._root / name) if self._is_model(name) else []
+
+    def with_parts(self, names: Iterable[str]) -> list[str]:
+        """These models and all that they are made of, each once and after its parts."""
+        found: dict[str, None] = {}
+        under_way: set[str] = set()
+
+        def visit(name: str) -> None:
+            if name in under_way:  # it has been visited, or is made of itself, which its load will say
+                return
+            under_way.add(name)
+            for part in self.parts_of(name):
+                visit(part)
+            found[name] = None
+
+        for name in names:
+            visit(name)
+        return list(found)
 
     def load(self, name: str, config: ModelConfig | None = None, progress: Progress = lambda line: None) -> LoadResult:
         """Loads a model from its folder beside the instances that serve, and swaps only when all of it succeeded; what
@@ -147,10 +163,29 @@ class Repository:
         if missing := sorted(wanted - inputs.keys()):
             raise InvalidInput(f"model '{name}' lacks input '{missing[0]}'; got {', '.join(inputs) or 'none'}")
         began_ns = time.monotonic_ns()
-        outputs = model.infer(inputs)
+        with self._asking(model):
+            outputs = model.infer(inputs)
         rows = len(next(iter(inputs.values()), ())) if spec.max_batch_size else 1
         self.on_asked(spec, rows, time.monotonic_ns() - began_ns)
         return outputs
+
+    def wait_until_unasked(self, model: Model, timeout_s: float) -> None:
+        """Until no other model asks it any more; for one that new requests do not find."""
+        with self._asks_changed:
+            self._asks_changed.wait_for(lambda: not self._num_asks[id(model)], timeout_s)
+
+    @contextmanager
+    def _asking(self, model: Model) -> Iterator[None]:
+        with self._asks_changed:
+            self._num_asks[id(model)] += 1
+        try:
+            yield
+        finally:
+            with self._asks_changed:
+                self._num_asks[id(model)] -= 1
+                if not self._num_asks[id(model)]:
+                    del self._num_asks[id(model)]
+                    self._asks_changed.notify_all()
 
     def config(self, name: str) -> ModelConfig:
         """The model's configuration as it was completed when read. Raises NotFound, and NotReady when it is broken."""

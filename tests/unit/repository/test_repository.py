@@ -4,6 +4,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -373,3 +374,57 @@ def test_what_is_being_loaded_or_unloaded_is_shown_as_such(tmp_path: Path) -> No
     assert shown == [[ModelState("m", "", "LOADING", "")]]
     repository.load("m")
     assert shown[1] == [ModelState("m", "1", "READY", "")]  # what serves goes on
+
+
+def ensemble_of(*parts: str) -> str:
+    steps = "".join(f'step {{ model_name: "{part}" model_version: -1 }} ' for part in parts)
+    return CONFIG + f"ensemble_scheduling {{ {steps} }}"
+
+
+def test_what_an_ensemble_is_made_of_is_loaded_before_it_however_deep(tmp_path: Path) -> None:
+    put(tmp_path, "a", ensemble_of("b", "c"), v1="x")
+    put(tmp_path, "b", ensemble_of("d", "c"), v1="x")
+    put(tmp_path, "c", v1="x")
+    put(tmp_path, "d", ensemble_of("missing"), v1="x")
+    put(tmp_path, "other", v1="x")
+    repository, loader = loaded(tmp_path)
+    assert [made.spec.name for made in loader.made] == ["d", "c", "b", "a", "other"]
+    assert repository.with_parts(["b"]) == ["missing", "d", "c", "b"]
+    again = Repository(tmp_path, {"echo": EchoLoader()})
+    again.load_all(lambda line: None, {"b"})
+    assert [name for name, _ in again.ready()] == ["b", "c", "d"]
+
+
+def test_an_ensemble_of_itself_is_visited_once(tmp_path: Path) -> None:
+    put(tmp_path, "a", ensemble_of("b"), v1="x")
+    put(tmp_path, "b", ensemble_of("a"), v1="x")
+    assert loaded(tmp_path)[0].with_parts(["a"]) == ["b", "a"]
+
+
+def test_who_closes_a_model_can_wait_for_those_that_ask_it(tmp_path: Path) -> None:
+    put(tmp_path, "m", v1="x")
+    repository, loader = loaded(tmp_path)
+    has_begun, may_end, has_waited = threading.Event(), threading.Event(), threading.Event()
+    (model,) = loader.made
+
+    def slow(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        has_begun.set()
+        assert may_end.wait(10)
+        return {"y": inputs["x"]}
+
+    model.infer = slow  # type: ignore[method-assign]
+
+    def wait() -> None:
+        repository.wait_until_unasked(model, 10)
+        has_waited.set()
+
+    asking = threading.Thread(target=repository.ask, args=("m", "", {"x": np.zeros(1, np.float32)}))
+    waiting = threading.Thread(target=wait)
+    asking.start()
+    assert has_begun.wait(10)
+    waiting.start()
+    assert not has_waited.wait(0.05)
+    may_end.set()
+    asking.join(10)
+    waiting.join(10)
+    assert has_waited.is_set()
